@@ -1,0 +1,27 @@
+"""The contract of channel_mlp: schema, output metadata, products. No arithmetic here."""
+
+from .._math import result_dtype
+from .._op import DifferentiableOp
+from ..shift_mlp.op import gemms
+
+
+def fake(
+    x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation,
+    post_norm, post_norm_weight, post_norm_bias, post_eps, scale, residual,
+):  # fmt: skip
+    dtype = result_dtype(x, w2, scale, residual, post_norm, post_norm_weight)
+    return x.new_empty((*x.shape[:-1], w2.shape[0]), dtype=dtype)
+
+
+channel_mlp = DifferentiableOp(
+    "channel_mlp(Tensor x, str norm, Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1,"
+    " Tensor? b1, Tensor w2, Tensor? b2, str activation, str post_norm, Tensor? post_norm_weight,"
+    " Tensor? post_norm_bias, float post_eps, Tensor? scale, Tensor? residual, str backend)"
+    " -> Tensor",
+    fake,
+    function="ChannelMlp",
+    gemms=gemms,
+    batched=("x", "residual"),
+    autocast=("w1", "b1", "w2", "b2"),
+)
+ChannelMlp = channel_mlp.function

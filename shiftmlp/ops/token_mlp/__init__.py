@@ -1,0 +1,1 @@
+from . import op, reference  # noqa: F401
