@@ -142,7 +142,7 @@ class Op:
     def _vmap(self, info, in_dims, *args):
         """The mapped dimension joins the batch; where a weight is mapped, one call for each."""
         mapped = dict(zip(self.names, in_dims, strict=True))
-        if any(dim is not None and name not in self.batched for name, dim in mapped.items()):
+        if any(isinstance(dim, int) and name not in self.batched for name, dim in mapped.items()):
             return self._vmap_by_loop(info, in_dims, *args)
         given = []
         for name, arg in zip(self.names, args, strict=True):
@@ -156,7 +156,7 @@ class Op:
         results = [
             self.overload(
                 *(
-                    arg if dim is None else arg.select(dim, index)
+                    arg.select(dim, index) if isinstance(dim, int) else arg
                     for arg, dim in zip(args, in_dims, strict=True)
                 )
             )
