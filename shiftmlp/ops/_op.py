@@ -51,7 +51,7 @@ class Op:
 
         _library.define(schema)
         _library.impl(self.name, self, "CompositeExplicitAutograd")
-        _library.impl(self.name, self._autograd, "Autograd", with_keyset=True)
+        _library.impl(self.name, self._autograd, "Autograd")
         for key in AUTOCAST_KEYS:
             _library.impl(self.name, self._cast_for(key), key)
         torch.library.register_fake(
@@ -104,9 +104,10 @@ class Op:
                 reasons[name] = self.kernels[name][2](*inputs)
         return reasons
 
-    def _autograd(self, keyset, *args):
+    def _autograd(self, *args):
         """Nothing is to be differentiated here; ``DifferentiableOp`` overrides this."""
-        self._refuse_tangents(args)
+        if forward_ad._current_level >= 0:
+            self._refuse_tangents(args)
         if torch.is_grad_enabled() and _any_requires_grad(*args):
             raise NotImplementedError(
                 f"{self.name} called on tensors that require a gradient has none of its own; "
@@ -117,10 +118,9 @@ class Op:
 
     def _refuse_tangents(self, args):
         # A custom op would drop the tangents of forward-mode AD without a word.
-        if forward_ad._current_level >= 0:
-            for arg in args:
-                if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
-                    raise NotImplementedError(f"{self.name} has no forward-mode derivative")
+        for arg in args:
+            if isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None:
+                raise NotImplementedError(f"{self.name} has no forward-mode derivative")
 
     def _cast_for(self, key: str) -> Callable:
         """Products run in autocast's dtype; norms, scale and residual keep theirs, as in eager."""
@@ -206,8 +206,9 @@ class DifferentiableOp(Op):
         # The same methods for use below the dispatcher, where torch.func has peeled its own level.
         self._single_level = type(function, (_SingleLevelFunction,), methods)
 
-    def _autograd(self, keyset, *args):
-        self._refuse_tangents(args)
+    def _autograd(self, *args):
+        if forward_ad._current_level >= 0:
+            self._refuse_tangents(args)
         if torch.is_grad_enabled() and _any_requires_grad(*args):
             if torch._C._are_functorch_transforms_active():
                 with enable_single_level_autograd_function():
