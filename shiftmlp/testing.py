@@ -1,0 +1,97 @@
+"""The tolerance policy: every bound that tests, ``verify`` and benchmarks use stands here.
+
+The truth is the reference in float64 on inputs already rounded to the dtype under test. A kernel may
+err at most twice as far from it as unfused PyTorch in the same dtype does, plus one rounding step.
+No bound is absolute, so none has to be tuned to a shape, a dtype or a device. Where data only moves,
+results are equal bit by bit.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+SLACK = 2.0  # of PyTorch's own largest error
+MEAN_SLACK = 1.5  # of PyTorch's own mean error: a bias hides below the largest error
+GRADIENT_SLACK = 3.0  # for weights, whose sums run over all positions in another order
+ROUNDING_STEPS = 32  # between two programs that sum the same terms in different orders
+MIN_REGION = 16  # elements: the largest error of fewer says little
+
+
+def error_and_allowance(
+    ours: Tensor, torchs: Tensor, exact: Tensor, slack: float = SLACK
+) -> tuple[float, float]:
+    """``(largest error of ours, largest allowed)`` against the float64 truth.
+
+    Infinite where NaN or Inf stand in other places than in the truth.
+    """
+    if ours.shape != exact.shape:
+        return float("inf"), 0.0
+    if ours.numel() == 0:
+        return 0.0, 0.0
+    step = torch.finfo(ours.dtype).eps
+    ours, torchs, exact = ours.double(), torchs.double(), exact.double()
+    finite = exact.isfinite()
+    if not torch.equal(ours.isfinite(), finite):
+        return float("inf"), 0.0
+    ours, torchs, exact = (t.where(finite, 0) for t in (ours, torchs, exact))
+    torchs = torchs.where(torchs.isfinite(), exact)
+    allowed = slack * (torchs - exact).abs().max() + step * exact.abs().max()
+    return (ours - exact).abs().max().item(), allowed.item()
+
+
+def assert_as_good_as_torch(ours, torchs, exact, slack: float = SLACK) -> None:
+    """Our error is within the policy, in the whole result and along each of its edges.
+
+    Each argument is what an op returned: a tensor, or a list of tensors.
+    """
+    if not isinstance(exact, Tensor):
+        assert len(ours) == len(exact), f"{len(ours)} results, wanted {len(exact)}"
+        for index, trio in enumerate(zip(ours, torchs, exact, strict=True)):
+            try:
+                assert_as_good_as_torch(*trio, slack if index == 0 else GRADIENT_SLACK)
+            except AssertionError as error:
+                raise AssertionError(f"result {index}: {error}") from None
+        return
+    assert ours.shape == exact.shape, f"shape {tuple(ours.shape)}, wanted {tuple(exact.shape)}"
+    assert ours.dtype == torchs.dtype, f"dtype {ours.dtype}, wanted {torchs.dtype}"
+    for region, *parts in _regions(ours, torchs, exact):
+        error, allowed = error_and_allowance(*parts, slack)
+        assert error <= allowed, f"{region}: error {error:.2e}, allowed {allowed:.2e}"
+    if exact.isfinite().all() and exact.numel() >= MIN_REGION:
+        error, torchs_error = ((t.double() - exact).abs().mean() for t in (ours, torchs))
+        step = torch.finfo(ours.dtype).eps * exact.abs().max() / 4
+        allowed = MEAN_SLACK * torchs_error + step
+        assert error <= allowed, f"mean error {error:.2e}, allowed {allowed:.2e}"
+
+
+def _regions(*tensors: Tensor) -> Iterator[tuple]:
+    """The whole, then the first and last slice along every axis: faults live on edges."""
+    yield "whole", *tensors
+    for axis, size in enumerate(tensors[0].shape):
+        if tensors[0].numel() >= MIN_REGION * size:
+            yield f"first of axis {axis}", *(t.select(axis, 0) for t in tensors)
+            yield f"last of axis {axis}", *(t.select(axis, size - 1) for t in tensors)
+
+
+def assert_close_to_rounding(ours: Tensor, theirs: Tensor) -> None:
+    """Two programs for the same formula in the same dtype, apart by rounding alone."""
+    assert ours.shape == theirs.shape, f"shape {tuple(ours.shape)}, wanted {tuple(theirs.shape)}"
+    assert ours.dtype == theirs.dtype, f"dtype {ours.dtype}, wanted {theirs.dtype}"
+    if ours.numel():
+        error = (ours.double() - theirs.double()).abs().max()
+        allowed = ROUNDING_STEPS * torch.finfo(ours.dtype).eps * theirs.double().abs().max()
+        assert error <= allowed, f"apart by {error:.2e}, allowed {allowed:.2e}"
+
+
+def assert_same_bits(ours, theirs) -> None:
+    """Equal bit by bit, NaN payloads and the sign of zero included."""
+    if not isinstance(theirs, Tensor):
+        for pair in zip(ours, theirs, strict=True):
+            assert_same_bits(*pair)
+        return
+    assert ours.shape == theirs.shape, f"shape {tuple(ours.shape)}, wanted {tuple(theirs.shape)}"
+    assert ours.dtype == theirs.dtype, f"dtype {ours.dtype}, wanted {theirs.dtype}"
+    ours, theirs = (t.contiguous().flatten().view(torch.uint8) for t in (ours, theirs))
+    differ = (ours != theirs).sum().item()
+    assert not differ, f"{differ} of {ours.numel()} bytes differ"

@@ -1,0 +1,41 @@
+"""Every test: seeded, fresh memory poisoned with NaN, Triton interpreted where there is no GPU."""
+
+import importlib.util
+import os
+import sys
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition for determinism
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+sys.path.insert(0, os.path.dirname(__file__))
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
+    if importlib.util.find_spec("triton"):
+        import interpreter_bf16
+
+        interpreter_bf16.patch()
+    if not torch.ops.torchvision.__dict__.get("nms"):
+        # timm imports torchvision, whose PyPI build looks these up and finds no library on the CPU.
+        torchvision = torch.library.Library("torchvision", "FRAGMENT")
+        boxes = "Tensor dets, Tensor scores, float iou_threshold"
+        for name in ("nms", "qnms"):
+            torchvision.define(f"{name}({boxes}) -> Tensor")
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """Deterministic mode fills fresh memory with NaN: an element left unwritten is seen."""
+    torch.manual_seed(0)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
