@@ -16,7 +16,7 @@ def check_backend(backend: str) -> str:
 
 
 class _Settings:
-    # Attributes of a plain object, as torch.compile guards on them; it would bake a thread-local in.
+    # A plain object's attributes: torch.compile guards on them, but bakes a thread-local in.
     backend = check_backend(os.environ.get("SHIFTMLP_BACKEND", "auto"))
     disabled = os.environ.get("SHIFTMLP_DISABLE", "0") not in ("", "0")
 
@@ -40,7 +40,7 @@ def use_backend(backend: str) -> Iterator[None]:
     """Within this block, calls with ``backend="auto"`` mean ``backend``.
 
     A named backend that refuses raises NotImplementedError; only "auto" looks further. Also the
-    environment variable ``SHIFTMLP_BACKEND``. Holds for the process, as PyTorch's own backend flags do.
+    environment variable ``SHIFTMLP_BACKEND``. Holds for the process, as PyTorch's backend flags do.
 
     Raises:
         ValueError: no such backend.

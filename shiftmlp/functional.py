@@ -1,17 +1,17 @@
 """The public functions: contract, checks, one call of the op.
 
-Common to all. ``x`` is channels last with any number of leading batch dimensions; weights are as in
-``nn.Linear``, (out, in); every bias may be None; float32, bfloat16, float16 or float64, the same for
-all arguments, or mixed under ``torch.autocast`` with the unfused modules' result dtype. Results are
-fresh and contiguous. Sums and statistics are kept in float32 at least. Every tensor argument has a
-gradient, deterministic to the bit; second derivatives are right, forward-mode AD raises.
+Common to all. ``x`` is channels last with any number of leading batch dimensions; weights are
+(out, in) as in ``nn.Linear``; every bias may be None; all arguments are float32, bfloat16, float16
+or float64 alike, or mixed under ``torch.autocast`` with the unfused modules' result dtype. Results
+are fresh and contiguous. Sums and statistics are kept in float32 at least. Every tensor argument
+has a gradient, deterministic to the bit; second derivatives are right, forward-mode AD raises.
 
 ``norm`` is None, ``LayerNorm(weight, bias, eps)`` or ``Affine(alpha, beta)`` over C; ``activation``
-is "gelu" (erf), "gelu_tanh", "relu" or None; ``scale`` is per channel (LayerScale); ``residual`` has
-the result's shape. ``backend`` is "auto" (the fastest kernel that takes the inputs) or one of
+is "gelu" (erf), "gelu_tanh", "relu" or None; ``scale`` is per channel (LayerScale); ``residual``
+has the result's shape. ``backend`` is "auto" (the fastest kernel that takes the inputs) or one of
 "cuda", "triton", "cpu", "reference", which is then used or raises.
 
-Raises, in every function: ValueError for shapes, devices and unknown names, TypeError for dtypes and
+Every function raises ValueError for shapes, devices and unknown names, TypeError for dtypes and
 types, NotImplementedError when the named backend cannot take the inputs; the message says why.
 """
 
@@ -20,8 +20,13 @@ from torch import Tensor
 
 from . import ops
 from ._checks import (
-    check, check_activation, check_input, check_norm, check_shift, check_weight,
-)  # fmt: skip
+    check,
+    check_activation,
+    check_input,
+    check_norm,
+    check_shift,
+    check_weight,
+)
 from ._settings import resolve
 from .norm import Affine, LayerNorm
 from .ops._op import Op
@@ -122,8 +127,8 @@ def shift_mlp(
     check("residual", residual, (*x.shape[:-1], O), like)
     return _call(
         ops.shift_mlp, x, *check_norm("norm", norm, x.shape[-1], like), w1, b1, w2, b2,
-        check_shift(shift), check_activation(activation), *check_norm("post_norm", post_norm, O, like),
-        scale, residual, resolve(backend),
+        check_shift(shift), check_activation(activation),
+        *check_norm("post_norm", post_norm, O, like), scale, residual, resolve(backend),
     )  # fmt: skip
 
 
@@ -251,7 +256,7 @@ def channel_mlp(
     residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """``residual + scale * post_norm(linear2(activation(linear1(norm(x)))))``: an MLP over channels.
+    """``residual + scale * post_norm(linear2(activation(linear1(norm(x)))))``: MLP over channels.
 
     Args:
         x: (..., C).

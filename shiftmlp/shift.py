@@ -68,7 +68,7 @@ class Shift:
 
     @staticmethod
     def cycle(kernel: int, axis: str) -> "Shift":
-        """CycleFC (arXiv 2107.10224): channel c reads at ``(c + k//2) % k - k//2``, zeros outside."""
+        """CycleFC (arXiv 2107.10224): channel c reads from ``(c + k//2) % k - k//2`` further on."""
         half = kernel // 2
         reads = [(c + half) % kernel - half for c in range(kernel)]
         return Shift(_along(axis, [-read for read in reads]), "zero", "cycle")
@@ -80,7 +80,7 @@ class Shift:
 
     @staticmethod
     def partial(fold: int = 12) -> "Shift":
-        """ShiftViT (arXiv 2201.10801): 1/fold of C each left, right, up and down, the rest stays."""
+        """ShiftViT (arXiv 2201.10801): 1/fold of C each left, right, up, down; the rest stays."""
         moves = ((0, -1), (0, 1), (-1, 0), (1, 0))
         return Shift(moves + ((0, 0),) * (fold - 4), "zero", "fold")
 
@@ -106,7 +106,7 @@ class Shift:
             return (0, 0)
         return self.steps[c // width if self.split == "fold" else c % n]
 
-    @functools.lru_cache(maxsize=1024)  # noqa: B019: the value is frozen and small
+    @functools.lru_cache(maxsize=1024)  # noqa: B019
     def runs(self, C: int) -> tuple[tuple[int, int, int, int], ...]:
         """``(begin, end, dy, dx)`` for each longest run of channels that move alike."""
         runs: list[tuple[int, int, int, int]] = []

@@ -1,9 +1,9 @@
 """The tolerance policy: every bound that tests, ``verify`` and benchmarks use stands here.
 
-The truth is the reference in float64 on inputs already rounded to the dtype under test. A kernel may
-err at most twice as far from it as unfused PyTorch in the same dtype does, plus one rounding step.
-No bound is absolute, so none has to be tuned to a shape, a dtype or a device. Where data only moves,
-results are equal bit by bit.
+The truth is the reference in float64 on inputs already rounded to the dtype under test. A kernel
+may err at most twice as far from it as unfused PyTorch in the same dtype does, plus one rounding
+step. No bound is absolute, so none has to be tuned to a shape, a dtype or a device. Where data only
+moves, results are equal bit by bit.
 """
 
 from collections.abc import Iterator

@@ -38,9 +38,9 @@ def normalize_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, nee
     dtype = at_least_float32(x.dtype)
     dy, x_dtype, x = dy.to(dtype), x.dtype, x.to(dtype)
     if norm == "layer_norm":
-        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-        rstd = torch.rsqrt(variance + eps)
-        x = (x - mean) * rstd
+        x = x - x.mean(-1, keepdim=True)
+        rstd = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        x = x * rstd
     scaled = dy if weight is None else dy * weight.to(dtype)
     if needs_x and norm == "layer_norm":
         # The projection away from the two directions that LayerNorm removes: 1 and x.

@@ -8,9 +8,15 @@ from torch import Tensor
 
 from ..shift import Shift
 from ._math import (
-    activate, activate_backward, finish, linear_backward, normalize, normalize_backward, pick,
+    activate,
+    activate_backward,
+    finish,
+    linear_backward,
+    normalize,
+    normalize_backward,
+    pick,
     scale_backward,
-)  # fmt: skip
+)
 from .spatial_shift.reference import shift_map, shift_map_backward
 
 
@@ -71,10 +77,10 @@ def mlp_backward(
 
     dy, dscale = scale_backward(dy, y, scale, w2.dtype)
     needs_branch = needs_normed or any(needs_linears)
-    dy, *dpost = normalize_backward(
-        dy, branch, post_norm, post_norm_weight, post_eps, (needs_branch, *needs_post)
-    )
-    dlinears, dnorm = [None] * 4, [None] * 3
+    dpost, dlinears, dnorm = [None] * 2, [None] * 4, [None] * 3
+    if post_norm != "none":
+        wanted = (needs_branch, *needs_post)
+        dy, *dpost = normalize_backward(dy, branch, post_norm, post_norm_weight, post_eps, wanted)
     if needs_branch:
         dnormed, *dlinears = linears.backward(dy, (needs_normed, *needs_linears))
     if needs_normed:

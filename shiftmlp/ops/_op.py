@@ -82,7 +82,7 @@ class Op:
         return self.kernels[backend][1](*inputs)
 
     def choose(self, backend: str, *inputs) -> Callable:
-        """The kernel that runs: ``backend``'s, or for "auto" the first that can and does not lose."""
+        """``backend``'s kernel, or for "auto" the first that can and does not lose."""
         if backend != "auto":
             if reason := self.refusal(backend, *inputs):
                 raise NotImplementedError(f"{backend} cannot run {self.name}: {reason}")
@@ -148,7 +148,8 @@ class Op:
         for name, arg in zip(self.names, args, strict=True):
             if name in self.batched and arg is not None:
                 dim = mapped[name]
-                arg = arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
+                fresh = dim is None
+                arg = arg.expand(info.batch_size, *arg.shape) if fresh else arg.movedim(dim, 0)
             given.append(arg)
         return self.overload(*given), 0
 
@@ -168,7 +169,7 @@ class Op:
         return stacked, [0] * len(stacked)
 
     def _count(self, *args, out_shape=None, **kwargs) -> int:
-        return self.flops(**dict(zip(self.names, args)))
+        return self.flops(**dict(zip(self.names, args, strict=True)))
 
 
 class DifferentiableOp(Op):
@@ -234,12 +235,13 @@ class DifferentiableOp(Op):
                 grads = self.backward.kernels["reference"][0](*inputs)
             else:
                 grads = self.backward.overload(*inputs, backend)
-            found |= zip((n for n, need in zip(self.asked, needs) if need), grads, strict=True)
+            wanted = [name for name in self.asked if ctx_needs[name]]
+            found |= zip(wanted, grads, strict=True)
         return tuple(found.get(name) for name in self.names)
 
 
 def _forward_and_backward(op: DifferentiableOp) -> dict[str, staticmethod]:
-    """The methods of ``op``'s autograd Function: the one place where PyTorch is told its gradient."""
+    """The methods of ``op``'s autograd Function: where PyTorch is told its gradient."""
     saved_tensors = [name for name in op.saved if name in op.tensors]
     saved_values = [name for name in op.saved if name not in op.tensors]
     where = {name: index for index, name in enumerate(op.names)}
@@ -266,7 +268,7 @@ def _forward_flops(gemms: Callable) -> Callable:
 
 
 def _backward_flops(gemms: Callable, asked: list[str]) -> Callable:
-    """One product for a weight's gradient, one for its input's; what is recomputed is not counted."""
+    """A product for each weight's gradient and each input's; recomputation is not counted."""
 
     def count(dy, needs, **given) -> int:
         wanted = {name for name, need in zip(asked, needs, strict=True) if need}

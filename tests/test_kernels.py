@@ -1,0 +1,148 @@
+"""Every kernel of every op, forward and backward alike, against the reference."""
+
+import pytest
+import torch
+from samples import SAMPLES, convert, randn
+from torch import Tensor
+
+from shiftmlp import testing
+from shiftmlp.ops import OPS
+
+MOVES = {"spatial_shift", "spatial_shift_backward"}
+LOW = [torch.float32, torch.float16, torch.bfloat16]
+
+CASES = [
+    pytest.param(op, backend, sample, id=f"{op.name}-{backend}-{name}")
+    for op in OPS.values()
+    for backend in op.kernels
+    for name, sample in SAMPLES[op.name].items()
+]
+KERNELS = [case for case in CASES if case.values[1] != "reference"]
+
+
+def run(op, backend, args):
+    if reason := op.refusal(backend, *args):
+        pytest.skip(f"{backend} refuses: {reason}")
+    return op(*args, backend)
+
+
+def listed(results) -> list[Tensor]:
+    return [results] if isinstance(results, Tensor) else results
+
+
+@pytest.mark.parametrize("dtype", [*LOW, torch.float64], ids=str)
+@pytest.mark.parametrize(("op", "backend", "sample"), KERNELS)
+def test_kernel_is_as_good_as_torch(op, backend, sample, dtype, device):
+    args = sample(randn(dtype, device))
+    ours = run(op, backend, args)
+    torchs = op(*args, "reference")
+    if op.name in MOVES:
+        testing.assert_same_bits(ours, torchs)
+    else:
+        exact = op(*convert(args, Tensor.double), "reference")
+        testing.assert_as_good_as_torch(ours, torchs, exact)
+
+
+def integers(device):
+    """Values -2 ... 2, so that sums are exact in float32 whatever their order."""
+    return lambda *shape: torch.randint(-2, 3, shape).to(device, torch.float32)
+
+
+def linear_only(args) -> bool:
+    return not {"gelu", "gelu_tanh", "layer_norm"} & {arg for arg in args if type(arg) is str}
+
+
+@pytest.mark.parametrize(("op", "backend", "sample"), CASES)
+def test_integers_are_exact(op, backend, sample, device):
+    args = sample(integers(device))
+    if not linear_only(args):
+        pytest.skip("norm or activation is not exact in integers")
+    ours = run(op, backend, args)
+    exact = op(*convert(args, Tensor.double), "reference")
+    for got, want in zip(listed(ours), listed(exact), strict=True):
+        assert torch.equal(got.double(), want)
+
+
+def transposed(t: Tensor) -> Tensor:
+    return t.mT.contiguous().mT if t.dim() > 1 else sliced(t)
+
+
+def sliced(t: Tensor) -> Tensor:
+    """Every second element of a wider tensor, the rest NaN."""
+    wide = t.new_full((*t.shape[:-1], 2 * t.shape[-1] + 1), float("nan"))
+    wide[..., 1::2] = t
+    return wide[..., 1::2]
+
+
+def row_pitch(t: Tensor) -> Tensor:
+    """Rows of a wider tensor, at an odd element offset, surrounded by NaN."""
+    wide = t.new_full((*t.shape[:-1], t.shape[-1] + 3), float("nan"))
+    wide[..., 1 : 1 + t.shape[-1]] = t
+    return wide[..., 1 : 1 + t.shape[-1]]
+
+
+def reversed_axes(t: Tensor) -> Tensor:
+    return t.permute(*reversed(range(t.dim()))).contiguous().permute(*reversed(range(t.dim())))
+
+
+def expanded(t: Tensor) -> Tensor:
+    """One row for all with a stride of 0, as in the gradient of a sum."""
+    return t[:1].expand(t.shape) if len(t) else t
+
+
+LAYOUTS = [transposed, sliced, row_pitch, reversed_axes, expanded]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize(("op", "backend", "sample"), CASES)
+def test_layout_does_not_matter(op, backend, sample, layout, device):
+    args = convert(sample(randn(torch.float32, device)), layout)
+    ours = run(op, backend, args)
+    dense = op(*convert(args, Tensor.contiguous), backend)
+    for got, want in zip(listed(ours), listed(dense), strict=True):
+        assert got.is_contiguous()
+        if op.name in MOVES:
+            testing.assert_same_bits(got, want)
+        else:
+            testing.assert_close_to_rounding(got, want)
+
+
+@pytest.mark.parametrize(("op", "backend", "sample"), CASES)
+def test_inputs_stay_as_they_were_and_repeats_are_equal(op, backend, sample, device):
+    args = sample(randn(torch.float32, device))
+    before = convert(args, Tensor.clone)
+    first = run(op, backend, args)
+    second = op(*args, backend)
+    testing.assert_same_bits(first, second)
+    for arg, copy in zip(args, before, strict=True):
+        if isinstance(arg, Tensor):
+            testing.assert_same_bits(arg, copy)
+    storages = {arg.untyped_storage().data_ptr() for arg in args if isinstance(arg, Tensor)}
+    for result in listed(first):
+        assert result.untyped_storage().data_ptr() not in storages - {0}
+
+
+@pytest.mark.parametrize("backend", OPS["spatial_shift"].kernels)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0])
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_special_values_only_move(backend, value, dtype, device):
+    op = OPS["spatial_shift"]
+    for sample in ("s2-odd-sides", "axial-h-odd-sides", "grid-odd-sides", "wrap-odd-sides"):
+        x, shift = SAMPLES["spatial_shift"][sample](randn(dtype, device))
+        x[0, 2, 3] = value
+        testing.assert_same_bits(run(op, backend, (x, shift)), op(x, shift, "reference"))
+
+
+@pytest.mark.parametrize(("op", "backend", "sample"), KERNELS)
+def test_threads_do_not_change_bits(op, backend, sample):
+    args = sample(randn(torch.float32))
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(run(op, backend, args))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        testing.assert_same_bits(result, results[0])
