@@ -64,11 +64,13 @@ class Shift:
     @staticmethod
     def axial(size: int, axis: str) -> "Shift":
         """AS-MLP (arXiv 2107.08391) and UNeXt: ``size`` chunks, moved by -size//2 ... +size//2."""
+        _require(size >= 1 and size % 2 == 1, "size must be odd", size)
         return Shift(_along(axis, range(-(size // 2), size - size // 2)), "zero", "chunk")
 
     @staticmethod
     def cycle(kernel: int, axis: str) -> "Shift":
         """CycleFC (arXiv 2107.10224): channel c reads from ``(c + k//2) % k - k//2`` further on."""
+        _require(kernel >= 1 and kernel % 2 == 1, "kernel must be odd", kernel)
         half = kernel // 2
         reads = [(c + half) % kernel - half for c in range(kernel)]
         return Shift(_along(axis, [-read for read in reads]), "zero", "cycle")
@@ -76,17 +78,21 @@ class Shift:
     @staticmethod
     def temporal(fold: int = 8) -> "Shift":
         """TSM (arXiv 1811.08383) on (B, T, pixels, C): 1/fold of C from t+1, 1/fold from t-1."""
+        _require(fold >= 2, "fold must be at least 2", fold)
         return Shift(((-1, 0), (1, 0)) + ((0, 0),) * (fold - 2), "zero", "fold")
 
     @staticmethod
     def partial(fold: int = 12) -> "Shift":
         """ShiftViT (arXiv 2201.10801): 1/fold of C each left, right, up, down; the rest stays."""
+        _require(fold >= 4, "fold must be at least 4", fold)
         moves = ((0, -1), (0, 1), (-1, 0), (1, 0))
         return Shift(moves + ((0, 0),) * (fold - 4), "zero", "fold")
 
     @staticmethod
     def grid(kernel: int = 3, dilation: int = 1) -> "Shift":
         """ShiftNet (arXiv 1711.08141): channels dealt in turn to every cell of a kernel window."""
+        _require(kernel >= 1 and kernel % 2 == 1, "kernel must be odd", kernel)
+        _require(dilation >= 1, "dilation must be at least 1", dilation)
         half = kernel // 2
         cells = [divmod(cell, kernel) for cell in range(kernel * kernel)]
         steps = [(dilation * (half - row), dilation * (half - column)) for row, column in cells]
@@ -121,6 +127,11 @@ def _int(value) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError
     return value
+
+
+def _require(holds: bool, wanted: str, got: int) -> None:
+    if not holds:
+        raise ValueError(f"{wanted}, got {got}")
 
 
 def _along(axis: str, moves) -> tuple[tuple[int, int], ...]:

@@ -48,15 +48,14 @@ def integers(device):
     return lambda *shape: torch.randint(-2, 3, shape).to(device, torch.float32)
 
 
-def linear_only(args) -> bool:
-    return not {"gelu", "gelu_tanh", "layer_norm"} & {arg for arg in args if type(arg) is str}
+def linear_only(case) -> bool:
+    words = {arg for arg in case.values[2](torch.zeros) if type(arg) is str}
+    return not words & {"gelu", "gelu_tanh", "layer_norm"}
 
 
-@pytest.mark.parametrize(("op", "backend", "sample"), CASES)
+@pytest.mark.parametrize(("op", "backend", "sample"), filter(linear_only, CASES))
 def test_integers_are_exact(op, backend, sample, device):
     args = sample(integers(device))
-    if not linear_only(args):
-        pytest.skip("norm or activation is not exact in integers")
     ours = run(op, backend, args)
     exact = op(*convert(args, Tensor.double), "reference")
     for got, want in zip(listed(ours), listed(exact), strict=True):
