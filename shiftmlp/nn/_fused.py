@@ -51,8 +51,7 @@ def resmlp_block(block: nn.Module, x: Tensor, backend: str = "auto") -> Tensor:
 
 def s2_block(block: nn.Module, x: Tensor, backend: str = "auto") -> Tensor:
     """S2-MLP's block on (B, H, W, C)."""
-    if x.dim() != 4:
-        raise ValueError(f"x must be (B, H, W, C), got {tuple(x.shape)}")
+    check_map(x)
     where = "post_norm" if block.norm_position == "post" else "norm"
     norm1, norm2 = {where: norm_value(block.norm1)}, {where: norm_value(block.norm2)}
     mlp, drop_path = block.mlp_shift, block.drop_path
@@ -128,7 +127,7 @@ def norm_value(module: nn.Module | None) -> LayerNorm | Affine | None:
     if type(module).__name__ == "Affine" and set(module._parameters) == {"alpha", "beta"}:
         return Affine(module.alpha, module.beta)
     raise TypeError(
-        "a norm must be nn.LayerNorm over the last axis, ResMLP's Affine, nn.Identity or None, got "
+        "norm_layer must make nn.LayerNorm over the last axis, ResMLP's Affine or nn.Identity, got "
         f"{_described(module)}"
     )
 
@@ -146,7 +145,7 @@ def activation_name(module: nn.Module | None) -> str | None:
     if _is(module, nn.ReLU):
         return "relu"
     raise TypeError(
-        "an activation must be nn.GELU (erf or tanh), nn.ReLU, nn.Identity or None, got "
+        "act_layer must make nn.GELU (erf or tanh), nn.ReLU or nn.Identity, got "
         f"{_described(module)}"
     )
 
@@ -169,6 +168,12 @@ def check_tokens(linear: nn.Linear, x: Tensor) -> None:
         f"the token-mixing weights were made for {_tokens(S, pixels=True)}, got "
         f"{_tokens(x.shape[-2])}; shiftmlp.resize_token_mixing makes them fit another size"
     )
+
+
+def check_map(x: Tensor) -> None:
+    """x has a batch and a map: in tokens (B, S, C), B would be taken for H."""
+    if x.dim() != 4:
+        raise ValueError(f"x must be (B, H, W, C), got {tuple(x.shape)}")
 
 
 def _tokens(S: int, pixels: bool = False) -> str:
