@@ -1,1 +1,4 @@
-from . import op, reference  # noqa: F401
+from .. import _triton
+from . import native, op, reference  # noqa: F401
+
+_triton.attach(op.spatial_shift, "shiftmlp.ops.spatial_shift.triton_kernels")

@@ -1,0 +1,168 @@
+// spatial_shift moves data and computes nothing: 0 operations (at most 1 addition an element in the
+// backward of "keep") and 2 * bytes(x) of traffic, so its floor is 2 * bytes(x) / bandwidth.
+// A thread owns one word of channels, all of one group, and walks the pixels of a row: the group is
+// found once a row, and neighbouring threads read and write neighbouring words.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "spatial_shift.h"
+
+namespace shiftmlp {
+namespace {
+
+constexpr int32_t kThreads = 256;
+constexpr int64_t kMaxBlocks = 1 << 20;
+
+// SpatialShiftParams with all sizes and strides counted in words.
+template <class Word>
+struct Words {
+  Image<Word> first;
+  Word* y;
+  int64_t rows, stride_b;
+  int32_t words, tiles, C;  // words of a pixel, blocks side by side for them
+  int32_t item;
+  bool keep;
+  Shift shift;
+};
+
+// Stores to every word of y what read(make_reader(image, h, step), w) gives.
+template <class Word, class MakeReader, class Read>
+__device__ void for_each_word(const Words<Word>& p, MakeReader make_reader, Read read) {
+  constexpr int kBatch = 4;  // loads in flight; a store between them would hold up the next
+  const int32_t H = p.first.H, W = p.first.W;
+  for (int64_t block = blockIdx.x; block < p.rows * p.tiles; block += gridDim.x) {
+    const int64_t row = block / p.tiles;
+    const int32_t word = static_cast<int32_t>(block % p.tiles) * blockDim.x + threadIdx.x;
+    if (word >= p.words) continue;
+    const int32_t c = static_cast<int32_t>(int64_t{word} * sizeof(Word) / p.item);
+    Image<Word> image = p.first;
+    image.data += row / H * p.stride_b + word;
+    const auto reader =
+        make_reader(image, static_cast<int32_t>(row % H), p.shift.steps[p.shift.group(c, p.C)]);
+    Word* y = p.y + row * W * p.words + word;
+    for (int32_t first = threadIdx.y; first < W; first += kBatch * blockDim.y) {
+      Word batch[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int32_t w = first + i * blockDim.y;
+        if (w < W) batch[i] = read(reader, w);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int32_t w = first + i * blockDim.y;
+        if (w < W) y[int64_t{w} * p.words] = batch[i];
+      }
+    }
+  }
+}
+
+template <class Word>
+__device__ Word load(const Word* from) {
+  return from == nullptr ? Word{} : *from;
+}
+
+template <class Word>
+__global__ void __launch_bounds__(kThreads)
+    spatial_shift_kernel(const __grid_constant__ Words<Word> p) {
+  for_each_word(
+      p,
+      [&p](const Image<Word>& x, int32_t h, Step step) {
+        return Shifted<Word>(x, h, step, p.keep);
+      },
+      [](const Shifted<Word>& reader, int32_t w) { return load(reader.at(w)); });
+}
+
+__device__ float sum(float a, float b) { return a + b; }
+__device__ double sum(double a, double b) { return a + b; }
+__device__ __half sum(__half a, __half b) {
+  return __float2half_rn(__half2float(a) + __half2float(b));
+}
+__device__ __nv_bfloat16 sum(__nv_bfloat16 a, __nv_bfloat16 b) {
+  return __float2bfloat16_rn(__bfloat162float(a) + __bfloat162float(b));
+}
+
+template <class T, class Word>
+__global__ void __launch_bounds__(kThreads)
+    spatial_shift_keep_backward_kernel(const __grid_constant__ Words<Word> p) {
+  constexpr int kItems = sizeof(Word) / sizeof(T);
+  union Items {
+    Word word;
+    T items[kItems];
+    __device__ explicit Items(Word word) : word(word) {}
+  };
+  for_each_word(
+      p, [](const Image<Word>& dy, int32_t h, Step step) { return Gathered<Word>(dy, h, step); },
+      [](const Gathered<Word>& reader, int32_t w) {
+        const Terms<Word> terms = reader.at(w);
+        Items total(load(terms.moved));
+        const Items kept(load(terms.kept));
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) total.items[i] = sum(total.items[i], kept.items[i]);
+        return total.word;
+      });
+}
+
+// Whether pointers, strides and groups are all multiples of `bytes`.
+bool divides(int64_t bytes, const SpatialShiftParams& p) {
+  const int64_t item = p.item;
+  uint64_t all = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y);
+  for (const int64_t n : {p.stride_b, p.stride_h, p.stride_w, int64_t{p.C}}) all |= n * item;
+  for (int32_t g = 0; g <= p.shift.count; ++g) {
+    const Channels channels = p.shift.channels(g, p.C);
+    if (channels.begin >= channels.end) continue;
+    all |= channels.stride == 1 ? (channels.begin | channels.end) * item : item;
+  }
+  return all % bytes == 0;
+}
+
+template <class Word>
+Words<Word> in_words(const SpatialShiftParams& p) {
+  const auto words = [&p](int64_t n) { return n * p.item / static_cast<int64_t>(sizeof(Word)); };
+  const Image<Word> first{
+      static_cast<const Word*>(p.x),  p.H, p.W, words(p.stride_h), words(p.stride_w),
+      p.shift.border == Border::kWrap};
+  const int32_t pixel = static_cast<int32_t>(words(p.C));
+  return {first,
+          static_cast<Word*>(p.y),
+          p.B * p.H,
+          words(p.stride_b),
+          pixel,
+          (pixel + kThreads - 1) / kThreads,
+          p.C,
+          p.item,
+          p.shift.border == Border::kKeep,
+          p.shift};
+}
+
+template <class Word>
+void launch(void (*kernel)(Words<Word>), const SpatialShiftParams& params, cudaStream_t stream) {
+  const Words<Word> p = in_words<Word>(params);
+  const int32_t x = std::min(p.words, kThreads);
+  const int32_t y = std::min(p.first.W, kThreads / x);
+  const int64_t blocks = std::min(p.rows * p.tiles, kMaxBlocks);
+  kernel<<<dim3(static_cast<uint32_t>(blocks)), dim3(x, y), 0, stream>>>(p);
+}
+
+}  // namespace
+
+void launch_spatial_shift(const SpatialShiftParams& p, cudaStream_t stream) {
+  int64_t bytes = 16;
+  while (!divides(bytes, p)) bytes /= 2;
+  with_int<1, 2, 4, 8, 16>(bytes, [&](auto size) {
+    launch(spatial_shift_kernel<Bits<decltype(size)::value>>, p, stream);
+  });
+}
+
+void launch_spatial_shift_keep_backward(const SpatialShiftParams& p, DType dtype,
+                                        cudaStream_t stream) {
+  with_type<__half, __nv_bfloat16>(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (divides(16, p)) {
+      launch(spatial_shift_keep_backward_kernel<T, Bits128>, p, stream);
+    } else {
+      launch(spatial_shift_keep_backward_kernel<T, Bits<sizeof(T)>>, p, stream);
+    }
+  });
+}
+
+}  // namespace shiftmlp
