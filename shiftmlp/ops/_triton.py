@@ -1,0 +1,94 @@
+"""The way to Triton: kernel files are imported on first use, and launched in one place.
+
+A kernel file defines a launcher for its op and one for the backward, each of its op's name, and
+``refuses`` and ``refuses_backward`` for what only it knows; they are asked on a GPU tensor of a
+dtype that it takes. Its COMPILE_CASES name inputs, on the meta device, whose machine code is
+inspected where there is no GPU.
+"""
+
+import functools
+import importlib
+import os
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+OLDEST = (3, 6)
+
+# Triton decides the same when a kernel file is imported, so it is decided once here as well.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def attach(op, module: str, dtypes=FLOATS) -> None:
+    """Register the Triton kernels of ``op`` and of its backward, which live in ``module``."""
+    for one, refuses in ((op, "refuses"), (op.backward, "refuses_backward")):
+        one.kernel("triton", _refuser(one, module, refuses, dtypes), _slower)(
+            _launcher(module, one.name)
+        )
+
+
+def why_not() -> str | None:
+    """Why no Triton kernel can run in this process, or None if they can."""
+    if reason := _no_triton():
+        return reason
+    if not (INTERPRETED or torch.cuda.is_available()):
+        return "there is no GPU"
+    return None
+
+
+def launch(kernel, grid: int, *args, **constants) -> None:
+    """Run ``grid`` programs on the device of the first argument, on the current stream there."""
+    if grid == 0:
+        return
+    device = args[0].device
+    # Triton launches on the current device, wherever the pointers are.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[(grid,)](*args, **constants)
+
+
+def _launcher(module: str, name: str):
+    def run(*inputs):
+        return getattr(importlib.import_module(module), name)(*inputs)
+
+    return run
+
+
+def _refuser(op, module: str, name: str, dtypes):
+    def refuses(first: Tensor, *inputs) -> str | None:
+        if reason := _no_gpu(op.names[0], first.device) or _no_triton():
+            return reason
+        if first.dtype not in dtypes:
+            return f"has no path for {first.dtype}"
+        for other, value in zip(op.names[1:], inputs, strict=False):
+            if isinstance(value, Tensor) and value.device != first.device:
+                return f"{other} is on {value.device}, {op.names[0]} on {first.device}"
+        return getattr(importlib.import_module(module), name)(first, *inputs)
+
+    return refuses
+
+
+def _slower(*inputs) -> str | None:
+    return "the interpreter is for tests" if INTERPRETED else None
+
+
+@functools.cache
+def _no_gpu(name: str, device: torch.device) -> str | None:
+    if INTERPRETED:
+        return None
+    if device.type != "cuda":
+        return f"{name} is on {device.type}, not on a GPU"
+    found = torch.cuda.get_device_capability(device)
+    return None if found >= (8, 0) else f"the GPU has capability {found}, Triton wants (8, 0)"
+
+
+@functools.cache
+def _no_triton() -> str | None:
+    try:
+        import triton
+    except Exception as error:  # a broken installation raises anything
+        return f"triton cannot be imported: {type(error).__name__}: {error}"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        return f"triton must be at least {OLDEST[0]}.{OLDEST[1]}, got {triton.__version__}"
+    return None
