@@ -24,7 +24,7 @@ def s2mlp_wide(**kwargs) -> nn.Module:
 def s2mlp_deep(**kwargs) -> nn.Module:
     """S2-MLP-deep, 53.53 M parameters without the head; the paper prints 51 M.
 
-    The blocks' norms are ResMLP's Affine, as in section 4.1; it has as many parameters as LayerNorm.
+    The blocks' norms are ResMLP's Affine (section 4.1), of as many parameters as LayerNorm.
     The paper's own formula gives 53.5 million too: its 51 M is that number over 2**20.
     """
     return _build(**{"embed_dim": 384, "num_blocks": 36, "norm_layer": Affine} | kwargs)
