@@ -1,7 +1,7 @@
-"""Every subset of every op's options, on the smallest inputs that still have an inside and a border.
+"""Every subset of every op's options, on the smallest inputs that have an inside and a border.
 
-``calls(name)`` gives the functional's keyword arguments for each subset, as makers of tensors, so
-that a test can pick dtype and ``requires_grad``.
+``subsets(name)`` gives the choices, with a shape for each tensor; ``tensors`` makes those, so that a
+test can pick dtype and ``requires_grad``; ``arguments`` puts both together for the functional.
 """
 
 import itertools

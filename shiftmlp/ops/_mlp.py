@@ -75,7 +75,8 @@ def mlp_backward(
     if needs_scale:
         y = normalize(branch, post_norm, post_norm_weight, post_norm_bias, post_eps)
 
-    dy, dscale = scale_backward(dy, y, scale, w2.dtype)
+    product = w2.dtype if post_norm == "none" else dy.dtype
+    dy, dscale = scale_backward(dy, y, scale, product)
     needs_branch = needs_normed or any(needs_linears)
     dpost, dlinears, dnorm = [None] * 2, [None] * 4, [None] * 3
     if post_norm != "none":

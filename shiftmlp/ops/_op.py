@@ -18,7 +18,8 @@ from torch._C import _any_requires_grad, _AutoDispatchBelowAutograd, _ExcludeDis
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
-from torch.utils.flop_counter import register_flop_formula
+
+from ._flops import register_flops
 
 PREFERENCE = ("cuda", "triton", "cpu", "reference")
 AUTOCAST_KEYS = {"AutocastCPU": "cpu", "AutocastCUDA": "cuda"}
@@ -59,7 +60,7 @@ class Op:
         )
         torch.library.register_vmap(f"shiftmlp::{self.name}", self._vmap, lib=_library)
         packet = getattr(torch.ops.shiftmlp, self.name)
-        register_flop_formula(packet)(self._count)
+        register_flops(packet, self._count)
         self.overload = packet.default
 
     def __call__(self, *args):
