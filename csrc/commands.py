@@ -29,7 +29,13 @@ def compilers(name: str) -> dict[str, list[str]]:
         cpp += [f"-isystem{TORCH}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     if name == "_C_cuda":
         cpp += [f"-isystem{CUDA_HOME}/include", "-DUSE_CUDA", f'-DSHIFTMLP_CUDA_ARCHS="{ARCHS}"']
-    cu = [f"{CUDA_HOME}/bin/nvcc", "-ccbin", CXX[0], "-O3", "-Xcompiler=-fPIC,-Wall,-Wextra"]
+    cu = [
+        f"{CUDA_HOME}/bin/nvcc",
+        "-ccbin",
+        CXX[0],
+        "-O3",
+        "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+    ]
     return {".cpp": cpp + shlex.split(env("CXXFLAGS") or ""), ".cu": cu + gencode()}
 
 
@@ -55,7 +61,7 @@ def libraries(name: str) -> list[str]:
 
 def build_ninja(targets: dict[str, str], folder: Path) -> str:
     """Makes every library, given as {name: target}, with its objects below ``folder``."""
-    lines = ["rule run", "  command = $command", "  depfile = $made_from"]
+    lines = [f"builddir = {folder}", "rule run", "  command = $command", "  depfile = $made_from"]
     for name, target in targets.items():
         objects = []
         for pattern in SOURCES[name]:

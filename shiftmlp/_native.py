@@ -42,7 +42,8 @@ def load(path: Path) -> str | None:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
         built_for = build_info().get("torch", "unknown")
-        return f"built for torch {built_for}, this is torch {torch.__version__}: {error}"
+        cause = error.__cause__ or error  # the linker's words, which torch wraps
+        return f"built for torch {built_for}, this is torch {torch.__version__}: {cause}"
     return None
 
 

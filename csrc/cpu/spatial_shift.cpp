@@ -31,7 +31,7 @@ void for_each_group(const Map& map, const Shift& shift, T* y, const MakeReader& 
   const Image<T> first{
       data, map.H, map.W, map.x.stride(1), map.x.stride(2), shift.border == Border::kWrap};
   // Waking a second thread costs as much as moving this much.
-  constexpr int64_t kBytesPerTask = 1 << 17;
+  constexpr int64_t kBytesPerTask = 1 << 19;
   const int64_t grain = kBytesPerTask / (row_size * static_cast<int64_t>(sizeof(T))) + 1;
 
   torch::stable::parallel_for(0, map.B * map.H, grain, [&](int64_t begin, int64_t end) {

@@ -10,17 +10,18 @@
 namespace shiftmlp {
 namespace {
 
-constexpr int32_t kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 20;
+constexpr uint32_t kThreads = 256;
+constexpr int64_t kMaxBlocks = int64_t{1} << 31;  // a launch: the block's row is a 32-bit number
 
 // SpatialShiftParams with all sizes and strides counted in words.
 template <class Word>
 struct Words {
   Image<Word> first;
   Word* y;
-  int64_t rows, stride_b;
-  int32_t words, tiles, C;  // words of a pixel, blocks side by side for them
-  int32_t item;
+  int64_t stride_b;
+  uint32_t words, tiles;  // words of a pixel, blocks side by side for them
+  uint32_t item;
+  int32_t C;
   bool keep;
   Shift shift;
 };
@@ -29,29 +30,27 @@ struct Words {
 template <class Word, class MakeReader, class Read>
 __device__ void for_each_word(const Words<Word>& p, MakeReader make_reader, Read read) {
   constexpr int kBatch = 4;  // loads in flight; a store between them would hold up the next
-  const int32_t H = p.first.H, W = p.first.W;
-  for (int64_t block = blockIdx.x; block < p.rows * p.tiles; block += gridDim.x) {
-    const int64_t row = block / p.tiles;
-    const int32_t word = static_cast<int32_t>(block % p.tiles) * blockDim.x + threadIdx.x;
-    if (word >= p.words) continue;
-    const int32_t c = static_cast<int32_t>(int64_t{word} * sizeof(Word) / p.item);
-    Image<Word> image = p.first;
-    image.data += row / H * p.stride_b + word;
-    const auto reader =
-        make_reader(image, static_cast<int32_t>(row % H), p.shift.steps[p.shift.group(c, p.C)]);
-    Word* y = p.y + row * W * p.words + word;
-    for (int32_t first = threadIdx.y; first < W; first += kBatch * blockDim.y) {
-      Word batch[kBatch];
+  const uint32_t H = p.first.H;
+  const int32_t W = p.first.W;
+  const uint32_t row = blockIdx.x / p.tiles;
+  const uint32_t word = blockIdx.x % p.tiles * blockDim.x + threadIdx.x;
+  if (word >= p.words) return;
+  const uint32_t c = word * static_cast<uint32_t>(sizeof(Word)) / p.item;
+  Image<Word> image = p.first;
+  image.data += row / H * p.stride_b + word;
+  const auto reader = make_reader(image, row % H, p.shift.steps[p.shift.group(c, p.C)]);
+  Word* y = p.y + int64_t{row} * W * p.words + word;
+  for (int32_t first = threadIdx.y; first < W; first += kBatch * blockDim.y) {
+    Word batch[kBatch];
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int32_t w = first + i * blockDim.y;
-        if (w < W) batch[i] = read(reader, w);
-      }
+    for (int i = 0; i < kBatch; ++i) {
+      const int32_t w = first + i * blockDim.y;
+      if (w < W) batch[i] = read(reader, w);
+    }
 #pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int32_t w = first + i * blockDim.y;
-        if (w < W) y[int64_t{w} * p.words] = batch[i];
-      }
+    for (int i = 0; i < kBatch; ++i) {
+      const int32_t w = first + i * blockDim.y;
+      if (w < W) y[int64_t{w} * p.words] = batch[i];
     }
   }
 }
@@ -121,26 +120,25 @@ Words<Word> in_words(const SpatialShiftParams& p) {
   const Image<Word> first{
       static_cast<const Word*>(p.x),  p.H, p.W, words(p.stride_h), words(p.stride_w),
       p.shift.border == Border::kWrap};
-  const int32_t pixel = static_cast<int32_t>(words(p.C));
-  return {first,
-          static_cast<Word*>(p.y),
-          p.B * p.H,
-          words(p.stride_b),
-          pixel,
-          (pixel + kThreads - 1) / kThreads,
-          p.C,
-          p.item,
-          p.shift.border == Border::kKeep,
-          p.shift};
+  const uint32_t pixel = static_cast<uint32_t>(words(p.C));
+  return {first, static_cast<Word*>(p.y),           words(p.stride_b),
+          pixel, (pixel + kThreads - 1) / kThreads, static_cast<uint32_t>(p.item),
+          p.C,   p.shift.border == Border::kKeep,   p.shift};
 }
 
 template <class Word>
 void launch(void (*kernel)(Words<Word>), const SpatialShiftParams& params, cudaStream_t stream) {
-  const Words<Word> p = in_words<Word>(params);
-  const int32_t x = std::min(p.words, kThreads);
-  const int32_t y = std::min(p.first.W, kThreads / x);
-  const int64_t blocks = std::min(p.rows * p.tiles, kMaxBlocks);
-  kernel<<<dim3(static_cast<uint32_t>(blocks)), dim3(x, y), 0, stream>>>(p);
+  Words<Word> p = in_words<Word>(params);
+  const uint32_t x = std::min(p.words, kThreads);
+  const uint32_t y = std::min<uint32_t>(params.W, kThreads / x);
+  const int64_t blocks = int64_t{params.H} * p.tiles;  // of an image
+  const int64_t most = std::max<int64_t>((kMaxBlocks - 1) / blocks, 1);
+  for (int64_t left = params.B; left > 0; left -= most) {
+    const int64_t images = std::min(left, most);
+    kernel<<<dim3(static_cast<uint32_t>(images * blocks)), dim3(x, y), 0, stream>>>(p);
+    p.first.data += images * p.stride_b;
+    p.y += images * params.H * params.W * p.words;
+  }
 }
 
 }  // namespace
