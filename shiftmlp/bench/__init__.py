@@ -1,0 +1,1 @@
+"""Measurement: cases, baselines, timers, roofline, report. ``python -m shiftmlp bench`` runs it."""
