@@ -25,10 +25,18 @@ from shiftmlp import nn as snn
 from shiftmlp.ops.spatial_shift.reference import shift_map
 from shiftmlp.testing import assert_as_good_as_torch, assert_close_to_rounding, assert_same_bits
 
-GELU_TANH = {"act_layer": lambda: nn.GELU(approximate="tanh")}
+
+def gelu_tanh():
+    return nn.GELU(approximate="tanh")
+
+
 OPTIONS = [
     *((name, {}) for name in BLOCKS),
-    *((name, options) for name in NOT_GATE for options in (GELU_TANH, {"act_layer": nn.ReLU})),
+    *(
+        (name, options)
+        for name in NOT_GATE
+        for options in ({"act_layer": gelu_tanh}, {"act_layer": nn.ReLU})
+    ),
     *((name, {"act_layer": None}) for name in NOT_GATE),
     *((name, {"norm_layer": snn.Affine}) for name in BLOCKS),
     *((name, {"norm_layer": nn.LayerNorm}) for name in BLOCKS),
@@ -78,7 +86,15 @@ def test_a_block_is_as_good_as_timms(timm, name, mode, training, device):
         assert_as_good_as_torch(results(ours, x, autocast), wanted, exact)
 
 
-@pytest.mark.parametrize("name, options", OPTIONS, ids=str)
+def label(value):
+    """A test's id that is the same in every process."""
+    if isinstance(value, str):
+        return value
+    words = (f"{k}={getattr(v, '__name__', getattr(v, 'spec', v))}" for k, v in value.items())
+    return ",".join(words) or "default"
+
+
+@pytest.mark.parametrize("name, options", OPTIONS, ids=label)
 def test_the_fused_block_equals_the_plain_one(name, options):
     fused, plain, _, sizes = BLOCKS[name]
     simple = made(plain, *sizes, dtype=torch.float64, **options)

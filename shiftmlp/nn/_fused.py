@@ -86,7 +86,8 @@ def _half(op, x: Tensor, mlp: nn.Module, drop_path: nn.Module, **given) -> Tenso
 
 def linears(mlp: nn.Module) -> tuple:
     """``(w1, b1, w2, b2)``, as the ops take them."""
-    return mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias
+    fc1, fc2 = mlp.fc1, mlp.fc2
+    return fc1.weight, fc1.bias, fc2.weight, fc2.bias
 
 
 def _is_inert(drop_path: nn.Module) -> bool:
@@ -99,18 +100,21 @@ def _is_inert(drop_path: nn.Module) -> bool:
 
 def has_active_dropout(block: nn.Module) -> bool:
     """Dropout inside an MLP is in force. The ops draw none, so the plain forward has to run."""
-    return any(
-        drop.training and getattr(drop, "p", 0.0) > 0
-        for _, mlp in _mlps(block)
-        for drop in (mlp.drop1, mlp.drop2)
-    )
+    for mlp in _mlps(block).values():
+        for name in ("drop1", "drop2"):
+            drop = mlp._modules[name]
+            if drop.training and getattr(drop, "p", 0.0) > 0:
+                return True
+    return False
 
 
-def _mlps(block: nn.Module) -> list[tuple[str, nn.Module]]:
+def _mlps(block: nn.Module) -> dict[str, nn.Module]:
     """The MLPs of a block by name, or the block where it is one itself."""
-    if hasattr(block, "fc1"):
-        return [(type(block).__name__, block)]
-    return [(name, getattr(block, name)) for name in MLPS if hasattr(block, name)]
+    # Asked at every call: _modules goes around the slow attribute lookup of nn.Module.
+    parts = block._modules
+    if "fc1" in parts:
+        return {type(block).__name__: block}
+    return {name: parts[name] for name in MLPS if name in parts}
 
 
 def norm_value(module: nn.Module | None) -> LayerNorm | Affine | None:
@@ -161,12 +165,12 @@ def _described(module: nn.Module) -> str:
 
 def check_tokens(linear: nn.Linear, x: Tensor) -> None:
     """The tokens are as many as the weights over tokens were made for."""
-    S = linear.weight.shape[1]
-    if x.dim() < 2 or x.shape[-2] == S:
+    S, shape = linear.in_features, x.shape
+    if len(shape) < 2 or shape[-2] == S:
         return
     raise ValueError(
         f"the token-mixing weights were made for {_tokens(S, pixels=True)}, got "
-        f"{_tokens(x.shape[-2])}; shiftmlp.resize_token_mixing makes them fit another size"
+        f"{_tokens(shape[-2])}; shiftmlp.resize_token_mixing makes them fit another size"
     )
 
 
@@ -196,7 +200,7 @@ def check_supported(block: nn.Module) -> None:
     """
     for name in NORMS:
         norm_value(getattr(block, name, None))
-    for name, mlp in _mlps(block):
+    for name, mlp in _mlps(block).items():
         _check_mlp(name, mlp)
 
 
