@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from .._settings import is_disabled
+from .._settings import is_disabled, resolve
 from ._check import Agreement, compare_forwards, random_like, results, twin
 from ._eligible import Candidate, Refusal, is_chosen
 from ._family import full_name, original_class
@@ -68,7 +68,8 @@ class Examiner:
     def _examine(self, candidate: Candidate, row: Row) -> Row:
         block, family, wish = candidate.block, candidate.family, self.wish
         x = self.inputs.get(candidate.name)
-        timed = x is not None and wish.backend == "auto" and wish.min_gain > 0
+        is_auto = resolve(wish.backend) == "auto"
+        timed = x is not None and is_auto and wish.min_gain > 0
         x = random_input(candidate) if x is None else x
         kernels, gain, at_most = self._kind(candidate, x, timed)
         row = replace(row, backend=kernels.backends, kernels=kernels.serving, gain=gain)
@@ -77,7 +78,7 @@ class Examiner:
             row = replace(row, **agreement._asdict())
             if not agreement.holds:
                 return replace(row, reason="VERIFY_FAILED", sentence=_mismatch(agreement))
-        if wish.backend == "auto" and kernels.only_reference():
+        if is_auto and kernels.only_reference():
             return _idle(row, kernels, x.device.type, wish.min_gain)
         if gain is not None and at_most < wish.min_gain:
             sentence = f"runs at {gain:.2f} times the original's speed, wanted {wish.min_gain:g}"

@@ -20,10 +20,10 @@ def in_turns(
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
     """The wall time of one call, including the work that it queued on the device."""
-    _wait(device)
+    wait(device)
     start = time.perf_counter()
     run()
-    _wait(device)
+    wait(device)
     return time.perf_counter() - start
 
 
@@ -33,6 +33,6 @@ def gain_of(pairs: list[tuple[float, float]]) -> tuple[float, float]:
     return statistics.median(gains), gains[(3 * len(gains)) // 4]
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
