@@ -58,12 +58,11 @@ def pixel_of(first, i, H, W):
 @triton.jit
 def reach(at, step, size, WRAP: tl.constexpr):
     """How far ``step`` leads along an axis from ``at``, and whether it ends within the map."""
+    by = step
     if WRAP:
         by = step % size
         by = tl.where(at + by < 0, by + size, tl.where(at + by >= size, by - size, by))
-    else:
-        # The clamp keeps a large step from overflowing; beyond the size it leads outside anyway.
-        by = tl.minimum(tl.maximum(step, -size), size)
+    # A sum past 2^31 comes out negative, which is outside as well.
     return by, (at + by >= 0) & (at + by < size)
 
 
@@ -196,5 +195,5 @@ COMPILE_CASES = {
         spatial_shift, (_meta(32, 56, 56, 96), Shift.axial(5, "h").spec)
     ),
     "cycle(7, w) bf16 7x7x64": (spatial_shift, (_meta(32, 7, 7, 64), Shift.cycle(7, "w").spec)),
-    "grid(9) bf16 14x14x384": (spatial_shift, (_meta(32, 14, 14, 384), Shift.grid(9).spec)),
+    "grid(5) bf16 14x14x384": (spatial_shift, (_meta(32, 14, 14, 384), Shift.grid(5).spec)),
 }  # fmt: skip
