@@ -1,0 +1,60 @@
+# `make demo` and `make test` do all set-up themselves; `make help` lists the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BUDGET ?= 540
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+NATIVE := $(wildcard setup.py csrc/*.* csrc/*/*.*)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test defects lint format bench kernels sanitize pictures gpu clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(READY)  ## the environment: the torch that is there, or the pinned one
+$(READY): pyproject.toml constraints.txt $(NATIVE)
+	@test -x $(PY) || $(PYTHON) -m venv --system-site-packages $(VENV)
+	@$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q "$$(grep ^torch== constraints.txt)"
+	@# torchvision, which timm asks for, would otherwise bring the newest torch along.
+	@$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VENV)/torch.txt
+	@! grep -q "$$(grep ^torch== constraints.txt)" $(VENV)/torch.txt || cp constraints.txt $(VENV)/torch.txt
+	@$(PY) -m pip install -q "setuptools>=77" pybind11 ninja
+	$(PY) -m pip install -q -c $(VENV)/torch.txt --no-build-isolation -e ".[triton,cli,test,lint]"
+	@touch $(READY)
+
+demo: setup  ## accelerate a real model, verify every block, time it, one table (ARGS="--model s2mlp_deep")
+	@$(PY) -m shiftmlp demo $(ARGS)
+
+test: setup  ## the whole suite on every backend that can run here (ARGS="-k token_mlp")
+	@$(PY) -m pytest $(ARGS)
+
+defects: setup  ## plants known defects one by one; each must turn the suite red
+	@$(PY) tests/planted_defects.py
+
+lint: setup  ## ruff and clang-format
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+
+format: setup  ## what lint asks for
+	@$(VENV)/bin/ruff check --fix -q .
+	@$(VENV)/bin/ruff format -q .
+	@$(VENV)/bin/clang-format -i $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+
+bench: setup  ## every op against eager and torch.compile, into benchmarks/results (ARGS="token_mlp --dtype bf16")
+	@$(PY) benchmarks/run.py $(ARGS)
+	@$(PY) -m pytest benchmarks
+
+kernels: setup  ## registers, spills, shared memory and matrix instructions of every kernel and GPU
+	@$(PY) benchmarks/kernels.py $(ARGS)
+
+pictures: setup  ## draws the pictures of the README and its generated tables
+	@$(PY) docs/draw.py
+	@$(PY) docs/tables.py
+
+gpu:  ## on a GPU machine, with what is there: build, GPU tests, bench table, within BUDGET seconds
+	@BUDGET=$(BUDGET) $(PYTHON) benchmarks/gpu.py
+
+clean:  ## removes what was built
+	rm -rf build $(VENV) shiftmlp/*.so *.egg-info

@@ -1,0 +1,157 @@
+"""Plants known defects, one at a time, in a copy of the package, and demands that a test fails.
+
+``python tests/planted_defects.py [NAME ...]``. A defect that no test notices is a hole in the suite,
+and the program exits with 1. The list follows what went wrong in this family of kernels before.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Defect(NamedTuple):
+    file: str
+    right: str
+    wrong: str
+    tests: str  # what to run: a pytest file and, behind a blank, its -k expression
+
+
+OPS = "shiftmlp/ops"
+MOVE = f"{OPS}/spatial_shift/reference.py"
+MATH = f"{OPS}/_math.py"
+TRITON = f"{OPS}/spatial_shift/triton_kernels.py"
+
+DEFECTS = {
+    "shift by two instead of one": Defect(
+        "shiftmlp/shift.py", "Shift(((1, 0), (-1, 0)", "Shift(((2, 0), (-2, 0)",
+        "test_shift.py replicate",
+    ),
+    "group edge off by one": Defect(
+        "shiftmlp/shift.py", "((c + 1) * n - 1) // C", "(c * n) // C", "test_shift.py floor"
+    ),
+    "H and W swapped": Defect(
+        MOVE, "zip(step, x.shape[-3:-1]", "zip(step[::-1], x.shape[-3:-1]", "test_shift.py index"
+    ),
+    "border zeroed instead of kept": Defect(
+        MOVE, 'x if border == "keep" else torch.zeros_like(x)', "torch.zeros_like(x)",
+        "test_shift.py index",
+    ),
+    "border gradient without its second term": Defect(
+        MOVE, "return moved + rows.join", "return moved + 0 * rows.join", "test_shift.py adjoint"
+    ),
+    "Triton: last row not written": Defect(
+        TRITON, "y.to(y_ptr.dtype.element_ty), mask=within)",
+        "y.to(y_ptr.dtype.element_ty), mask=within & (h < H - 1))",
+        "test_kernels.py triton and good and s2-odd",
+    ),
+    "Triton: 32-bit row offset": Defect(
+        TRITON, "h.to(tl.int64) * sH", "(h * sH.to(tl.int32)).to(tl.int64)",
+        "test_triton.py 64_bits",
+    ),
+    "epsilon outside the root": Defect(
+        MATH, "torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)",
+        "(torch.rsqrt(x.square().mean(-1, keepdim=True)) + eps)",
+        "test_gradients.py plain and token_linear",
+    ),
+    "unbiased variance": Defect(
+        MATH, "x.square().mean(-1, keepdim=True)", "x.var(-1, keepdim=True)",
+        "test_gradients.py gradcheck and token_linear",
+    ),
+    "tanh for erf": Defect(
+        MATH, "return F.gelu(x)\n", 'return F.gelu(x, approximate="tanh")\n',
+        "test_gradients.py plain and token_mlp",
+    ),
+    "bias before the wrong transpose": Defect(
+        f"{OPS}/token_linear/reference.py",
+        "return finish(F.linear(normed.mT, weight, bias).mT, scale, residual)",
+        "return finish((normed.mT @ weight.mT).mT + bias[: normed.shape[-1]], scale, residual)",
+        "test_gradients.py plain and token_linear",
+    ),
+    "residual added twice": Defect(
+        MATH, "y = residual + y", "y = residual + y + residual", "test_gradients.py token_linear"
+    ),
+    "scale forgotten in the backward": Defect(
+        MATH, "(dy if scale is None else dy * scale)", "dy", "test_gradients.py token_linear"
+    ),
+    "bias gradient summed over the wrong axis": Defect(
+        MATH, "flatten(0, -2).sum(0)", "flatten(0, -2).sum(-1)", "test_gradients.py token_linear"
+    ),
+    "result with the strides of a transposed input": Defect(
+        MATH, "return y.contiguous()", "return y", "test_kernels.py layout and token_linear"
+    ),
+    "gradient computed that nobody asked for": Defect(
+        MATH, "dbias = sum_leading(dy).to(dy.dtype) if needs_bias else None",
+        "dbias = sum_leading(dy).to(dy.dtype)\n    dbias.fill_(7)",
+        "test_gradients.py gradcheck and token_linear-bias",
+    ),
+    "incoming gradient changed in place": Defect(
+        MATH, "dtype, x = dy.dtype, x.to(at_least_float32(x.dtype))",
+        "dtype, x = dy.mul_(1.01).dtype, x.to(at_least_float32(x.dtype))",
+        "test_kernels.py shift_linear_backward and stay",
+    ),
+    "post-norm forgotten in the backward": Defect(
+        f"{OPS}/_mlp.py", 'if post_norm != "none":\n        wanted', "if False:\n        wanted",
+        "test_gradients.py gradcheck and channel_mlp-post",
+    ),
+    "forward-mode tangent dropped": Defect(
+        f"{OPS}/_op.py", "raise NotImplementedError(f\"{self.name} has no forward-mode",
+        "print(f\"{self.name} has no forward-mode", "test_gradients.py forward_mode",
+    ),
+    "second derivative dropped": Defect(
+        f"{OPS}/_op.py", "if torch.is_grad_enabled() and _any_requires_grad(*inputs):\n"
+        "                # A second", "if False:\n                # A second",
+        "test_gradients.py second",
+    ),
+}  # fmt: skip
+
+
+def plant(defect: Defect, copy: Path) -> None:
+    path = copy / defect.file
+    text = path.read_text()
+    if text.count(defect.right) < 1:
+        raise SystemExit(f"{defect.file} does not hold {defect.right!r} any more: renew the list")
+    path.write_text(text.replace(defect.right, defect.wrong))
+
+
+def first_failure(defect: Defect) -> str | None:
+    """The first test that fails with the defect in place, or None."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("shiftmlp", "tests", "benchmarks", "csrc"):
+            ignored = shutil.ignore_patterns("__pycache__", "results")
+            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        plant(defect, copy)
+        file, _, expression = defect.tests.partition(" ")
+        command = [sys.executable, "-m", "pytest", "-x", f"tests/{file}", "-k", expression]
+        environment = os.environ | {"PYTHONPATH": str(copy)}
+        ran = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, text=True, check=False
+        )
+        if ran.returncode not in (0, 1):
+            raise SystemExit(f"pytest could not run {defect.tests}:\n{ran.stdout}{ran.stderr}")
+        failures = [line for line in ran.stdout.splitlines() if line.startswith("FAILED")]
+        return failures[0].partition("::")[2] if failures else None
+
+
+def main(names: list[str]) -> int:
+    missed = []
+    for name in names or DEFECTS:
+        start = time.perf_counter()
+        failure = first_failure(DEFECTS[name])
+        missed += [] if failure else [name]
+        seconds = f"{time.perf_counter() - start:.0f} s"
+        print(f"{'caught' if failure else 'MISSED'}  {name}  ({seconds})  {failure or ''}", flush=True)
+    print(f"{len(names or DEFECTS) - len(missed)} of {len(names or DEFECTS)} defects caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
