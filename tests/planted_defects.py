@@ -1,7 +1,7 @@
 """Plants known defects, one at a time, in a copy of the package, and demands that a test fails.
 
-``python tests/planted_defects.py [NAME ...]``. A defect that no test notices is a hole in the suite,
-and the program exits with 1. The list follows what went wrong in this family of kernels before.
+``python tests/planted_defects.py [NAME ...]``. A defect that no test notices is a hole in the
+suite, and the program exits with 1. The list follows what went wrong in such kernels before.
 """
 
 import os
@@ -147,8 +147,9 @@ def main(names: list[str]) -> int:
         start = time.perf_counter()
         failure = first_failure(DEFECTS[name])
         missed += [] if failure else [name]
-        seconds = f"{time.perf_counter() - start:.0f} s"
-        print(f"{'caught' if failure else 'MISSED'}  {name}  ({seconds})  {failure or ''}", flush=True)
+        verdict = "caught" if failure else "MISSED"
+        seconds = time.perf_counter() - start
+        print(f"{verdict}  {name}  ({seconds:.0f} s)  {failure or ''}", flush=True)
     print(f"{len(names or DEFECTS) - len(missed)} of {len(names or DEFECTS)} defects caught")
     return 1 if missed else 0
 
