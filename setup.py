@@ -69,10 +69,9 @@ class BuildNative(build_ext):
                     f"shiftmlp: {name} is demanded by {switch(name)}=1: {reasons[name]}"
                 )
         self.extensions = [ext for ext in self.extensions if not reasons[ext.name.split(".")[1]]]
-        left_out = [f"without {name}: {reason}" for name, reason in reasons.items() if reason]
-        print(
-            "shiftmlp: built", "; ".join([", ".join(n for n in NAMES if not reasons[n])] + left_out)
-        )
+        built = ", ".join(name for name in NAMES if not reasons[name]) or "nothing"
+        left_out = [f"; without {name}: {reason}" for name, reason in reasons.items() if reason]
+        print(f"shiftmlp: built {built}{''.join(left_out)}")
 
     def ninja(self, targets):
         for path in targets.values():  # what an earlier build left would pass for a success
