@@ -215,7 +215,9 @@ def test_refusals_on_a_cpu(on_a_gpu, monkeypatch):
 def test_refusals_of_what_has_no_path():
     op = OPS["spatial_shift"]
     x = torch.ones(1, 2, 2, 4, device=DEVICE)
-    assert op.refusal("triton", x.int(), Shift.S2.spec) == "has no path for torch.int32"
+    assert op.refusal("triton", x.int(), Shift.S2.spec) == (
+        "x must be bfloat16, float16, float32, float64, got torch.int32"
+    )
     many = Shift(((0, 1),) * 129)
     assert op.refusal("triton", x, many.spec) == "takes at most 128 steps, got 129"
     wide = x[:, :, :1].expand(1, 2, 2**30, 4)

@@ -48,6 +48,7 @@ class Op:
         self.arguments = re.findall(r"(\S+) (\w+)[,)]", schema.partition("(")[2])
         self.names = [name for _, name in self.arguments]
         self.kernels: dict[str, tuple[Callable, Callable, Callable]] = {}
+        self.dtypes: dict[str, tuple[torch.dtype, ...] | None] = {}
         self.flops, self.batched, self.autocast = flops, batched, autocast
 
         _library.define(schema)
@@ -67,11 +68,23 @@ class Op:
         *inputs, backend = args
         return self.choose(backend, *inputs)(*inputs)
 
-    def kernel(self, backend: str, refuses: Callable = never, slower: Callable = never):
-        """Register the decorated function as this op's kernel on ``backend``."""
+    def kernel(
+        self, backend: str, refuses: Callable = never, slower: Callable = never, dtypes=None
+    ):
+        """Register the decorated function as this op's kernel on ``backend``.
+
+        ``dtypes`` are those of the first tensor that it takes; None for all.
+        """
+
+        def refuses_dtype(first: Tensor, *inputs) -> str | None:
+            if first.dtype not in dtypes:
+                taken = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+                return f"{self.names[0]} must be {taken}, got {first.dtype}"
+            return refuses(first, *inputs)
 
         def register(launch: Callable) -> Callable:
-            self.kernels[backend] = launch, refuses, slower
+            self.kernels[backend] = launch, refuses_dtype if dtypes else refuses, slower
+            self.dtypes[backend] = dtypes
             return launch
 
         return register

@@ -24,7 +24,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def attach(op, module: str, dtypes=FLOATS) -> None:
     """Register the Triton kernels of ``op`` and of its backward, which live in ``module``."""
     for one, refuses in ((op, "refuses"), (op.backward, "refuses_backward")):
-        one.kernel("triton", _refuser(one, module, refuses, dtypes), _slower)(
+        one.kernel("triton", _refuser(one, module, refuses), _slower, dtypes)(
             _launcher(module, one.name)
         )
 
@@ -55,12 +55,10 @@ def _launcher(module: str, name: str):
     return run
 
 
-def _refuser(op, module: str, name: str, dtypes):
+def _refuser(op, module: str, name: str):
     def refuses(first: Tensor, *inputs) -> str | None:
         if reason := _no_gpu(op.names[0], first.device) or _no_triton():
             return reason
-        if first.dtype not in dtypes:
-            return f"has no path for {first.dtype}"
         for other, value in zip(op.names[1:], inputs, strict=False):
             if isinstance(value, Tensor) and value.device != first.device:
                 return f"{other} is on {value.device}, {op.names[0]} on {first.device}"

@@ -30,14 +30,8 @@ def _refuses(backend: str):
 
 
 def _backward_refuses(backend: str):
-    forward_refuses = _refuses(backend)
-
-    def refuses(dy: Tensor, shift: str, needs: list[bool]) -> str | None:
-        if dy.dtype not in SUMMED:
-            return f"dy must be float16, bfloat16, float32 or float64, got {dy.dtype}"
-        return forward_refuses(dy, shift)
-
-    return refuses
+    refuses = _refuses(backend)
+    return lambda dy, shift, needs: refuses(dy, shift)
 
 
 @op.kernel("cpu", _refuses("cpu"))
@@ -45,7 +39,7 @@ def spatial_shift_cpu(x: Tensor, shift: str) -> Tensor:
     return torch.ops.shiftmlp_cpu.spatial_shift(x, shift)
 
 
-@op.backward.kernel("cpu", _backward_refuses("cpu"))
+@op.backward.kernel("cpu", _backward_refuses("cpu"), dtypes=SUMMED)
 def spatial_shift_backward_cpu(dy: Tensor, shift: str, needs: list[bool]) -> list[Tensor]:
     return [torch.ops.shiftmlp_cpu.spatial_shift_backward(dy, shift)]
 
@@ -55,6 +49,6 @@ def spatial_shift_cuda(x: Tensor, shift: str) -> Tensor:
     return torch.ops.shiftmlp_cuda.spatial_shift(x, shift)
 
 
-@op.backward.kernel("cuda", _backward_refuses("cuda"))
+@op.backward.kernel("cuda", _backward_refuses("cuda"), dtypes=SUMMED)
 def spatial_shift_backward_cuda(dy: Tensor, shift: str, needs: list[bool]) -> list[Tensor]:
     return [torch.ops.shiftmlp_cuda.spatial_shift_backward(dy, shift)]
