@@ -162,7 +162,9 @@ def _known(candidate: Candidate, wish: Wish) -> Row | None:
     if not candidate.is_swapped or vars(candidate.block)[FACTS]["backend"] != wish.backend:
         return None
     row, moved = _remembered(candidate)
-    return None if moved or (wish.verify and row.error is None) else row
+    is_unproven = wish.verify and row.error is None
+    is_too_slow = row.backend == "original" and wish.min_gain > 1
+    return None if moved or is_unproven or is_too_slow else row
 
 
 def _remembered(candidate: Candidate) -> tuple[Row, bool]:

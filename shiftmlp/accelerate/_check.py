@@ -3,6 +3,7 @@
 Everything runs on copies in eval mode: the model's gradients, buffers, mode and random state stay.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..testing import GRADIENT_SLACK, ROUNDING_STEPS, SLACK, error_and_allowance
+from ..testing import (
+    GRADIENT_SLACK,
+    MIN_REGION,
+    ROUNDING_STEPS,
+    SLACK,
+    error_and_allowance,
+)
 
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
@@ -62,16 +69,45 @@ def results(forward: Forward, module: nn.Module, x: Tensor, dy: Tensor) -> dict[
     return {n: t for n, t in zip(names, (y.detach(), *grads), strict=True) if t is not None}
 
 
-def compare(ours: dict, torchs: dict, exact: dict) -> Agreement:
-    """The worst tensor. One that a side lacks, or has in another dtype, is infinitely off."""
-    found = []
+def is_small(name: str, tensor: Tensor) -> bool:
+    """Too few elements for the largest error among them to say much."""
+    return tensor.numel() < MIN_REGION
+
+
+def compare(ours: dict, torchs: dict, exact: dict, is_pooled=is_small) -> Agreement:
+    """The worst tensor. One that a side lacks, or has in another dtype, is infinitely off.
+
+    Tensors that ``is_pooled(name, tensor)`` picks are judged together, each relative to its size.
+    """
+    found, pool = [], []
     for name in dict.fromkeys((*exact, *ours)):
-        if name in ours and name in exact and ours[name].dtype == torchs[name].dtype:
-            error, allowed = _error_and_allowance(name, ours[name], torchs[name], exact[name])
+        if name not in ours or name not in exact or ours[name].dtype != torchs[name].dtype:
+            found.append(Agreement(float("inf"), 0.0, name))
+        elif is_pooled(name, exact[name]) and exact[name].isfinite().all():
+            pool.append((name, ours[name], torchs[name], exact[name]))
         else:
-            error, allowed = float("inf"), 0.0
-        found.append(Agreement(error, allowed, name))
+            trio = (t[name] for t in (ours, torchs, exact))
+            found.append(Agreement(*_error_and_allowance(name, *trio), name))
+    if pool:
+        found.append(_judge_together(pool))
     return max(found, key=lambda agreement: agreement.share)
+
+
+def _judge_together(pool: list[tuple[str, Tensor, Tensor, Tensor]]) -> Agreement:
+    sizes = [truth.abs().max().item() for *_, truth in pool]
+    sides, errors = ([], [], []), []
+    for (_, *trio), size in zip(pool, sizes, strict=True):
+        _, torchs, truth = trio
+        # A gradient that is zero but for rounding has no size of its own.
+        has_none = truth.dtype == torchs.dtype or (torchs - truth).abs().max() > size / 2
+        # A power of two: scaling by it rounds nothing.
+        scale = 2.0 ** -math.frexp(max(sizes) if has_none else size)[1]
+        for side, tensor in zip(sides, trio, strict=True):
+            side.append(tensor.flatten() * scale)
+        errors.append((sides[0][-1].double() - sides[2][-1]).abs().max().item())
+    worst = pool[max(range(len(pool)), key=errors.__getitem__)][0]
+    error, allowed = _error_and_allowance(worst, *map(torch.cat, sides))
+    return Agreement(error, allowed, f"{worst}, relative to its size")
 
 
 def _error_and_allowance(name: str, ours: Tensor, torchs: Tensor, exact: Tensor):

@@ -23,7 +23,9 @@ def print_table(title: str, headers: list[str], rows: list[list[str]], notes=())
     from rich.table import Table
 
     headers, rows = _drop_empty(headers, rows)
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, header_style="bold"
+    )
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:

@@ -71,7 +71,13 @@ def _timms(name: str, sizes: dict) -> tuple[nn.Module, int]:
     if not timm.is_model(name):
         families = [model for family in TIMM_FAMILIES for model in timm.list_models(family)]
         raise UserError(_unknown(name, known + families))
-    model = timm.create_model(name, pretrained=False, **sizes)
+    fixed = [size for size in ("patch_size", "embed_dim") if size in sizes]
+    if fixed:
+        raise UserError(f"timm's {name} fixes {' and '.join(fixed)}; shiftmlp's models take any")
+    image = {"img_size": sizes["img_size"]} if "img_size" in sizes else {}
+    model = timm.create_model(name, pretrained=False, **image)
+    if "num_blocks" in sizes:
+        model.blocks = model.blocks[: sizes["num_blocks"]]
     return model, sizes.get("img_size", model.default_cfg["input_size"][-1])
 
 

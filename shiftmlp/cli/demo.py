@@ -171,7 +171,11 @@ def closing(demo: Demo) -> list[str]:
         lines.append("Nothing got faster: no block runs in a kernel of ours here.")
     else:
         slow = [name for name, pairs in demo.timings.items() if pairs and gain(pairs) <= 1]
-        lines += [f"{name} did not get faster, although kernels serve its blocks" for name in slow]
+        served = {row.backend for row in demo.report.replaced}
+        why = (
+            "the reference is PyTorch too" if served == {"reference"} else "though kernels serve it"
+        )
+        lines += [f"{name} did not get faster, {why}" for name in slow]
     return lines
 
 
