@@ -87,7 +87,7 @@ def check_norm(name: str, norm, C: int, like: tuple) -> tuple:
         if not isinstance(eps, (int, float)) or not eps >= 0:
             raise ValueError(f"{name}.eps must be a number >= 0, got {eps!r}")
     elif isinstance(norm, Affine):
-        kind, weight, bias, eps = "affine", norm.alpha, norm.beta, 0.0
+        kind, weight, bias, eps = "affine", _flat(norm.alpha), _flat(norm.beta), 0.0
         names = f"{name}.alpha", f"{name}.beta"
         if weight is None:
             raise TypeError(f"{names[0]} must be a Tensor, got None")
@@ -95,9 +95,9 @@ def check_norm(name: str, norm, C: int, like: tuple) -> tuple:
         raise TypeError(
             f"{name} must be shiftmlp.LayerNorm, shiftmlp.Affine or None, got {type(norm).__name__}"
         )
-    weight, bias = _flat(weight), _flat(bias)
-    check(names[0], weight, (C,), like)
-    check(names[1], bias, (C,), like)
+    shape = (C,)
+    check(names[0], weight, shape, like)
+    check(names[1], bias, shape, like)
     return kind, weight, bias, float(eps)
 
 

@@ -37,7 +37,7 @@ def _call(op: Op, *args) -> Tensor:
     if torch.compiler.is_exporting():
         # An exported program stands alone: it gets the reference's aten operations.
         return op.kernels["reference"][0](*args[:-1])
-    return op.overload(*args)
+    return op.call(*args)
 
 
 def spatial_shift(x: Tensor, shift: Shift = Shift.S2, *, backend: str = "auto") -> Tensor:
@@ -81,10 +81,12 @@ def shift_linear(
     Source: S2-MLP, arXiv 2106.07477; CycleFC, arXiv 2107.10224; AS-MLP, arXiv 2107.08391.
     """
     like = check_input("x", x, "H W C")
-    O = check_weight("weight", weight, "O", x.shape[-1], like)  # noqa: E741
+    *grid, C = x.shape
+    O = check_weight("weight", weight, "O", C, like)  # noqa: E741
     check("bias", bias, (O,), like)
     check("scale", scale, (O,), like)
-    check("residual", residual, (*x.shape[:-1], O), like)
+    if residual is not None:
+        check("residual", residual, (*grid, O), like)
     return _call(
         ops.shift_linear, x, weight, bias, check_shift(shift), check_activation(activation),
         scale, residual, resolve(backend),
@@ -122,11 +124,13 @@ def shift_mlp(
     Source: S2-MLP, arXiv 2106.07477. The paper's block is post-norm, most ports are pre-norm.
     """
     like = check_input("x", x, "H W C")
-    D, O = _check_mlp("O", x.shape[-1], w1, b1, w2, b2, like)  # noqa: E741
+    *grid, C = x.shape
+    O = _check_mlp("O", C, w1, b1, w2, b2, like)  # noqa: E741
     check("scale", scale, (O,), like)
-    check("residual", residual, (*x.shape[:-1], O), like)
+    if residual is not None:
+        check("residual", residual, (*grid, O), like)
     return _call(
-        ops.shift_mlp, x, *check_norm("norm", norm, x.shape[-1], like), w1, b1, w2, b2,
+        ops.shift_mlp, x, *check_norm("norm", norm, C, like), w1, b1, w2, b2,
         check_shift(shift), check_activation(activation),
         *check_norm("post_norm", post_norm, O, like), scale, residual, resolve(backend),
     )  # fmt: skip
@@ -158,11 +162,12 @@ def token_linear(
     Source: ResMLP, arXiv 2105.03404.
     """
     like = check_input("x", x, "S C")
-    S, C = x.shape[-2:]
+    *batch, S, C = x.shape
     S_out = check_weight("weight", weight, "S_out", S, like)
     check("bias", bias, (S_out,), like)
     check("scale", scale, (C,), like)
-    check("residual", residual, (*x.shape[:-2], S_out, C), like)
+    if residual is not None:
+        check("residual", residual, (*batch, S_out, C), like)
     return _call(
         ops.token_linear, x, *check_norm("norm", norm, C, like), weight, bias, scale, residual,
         resolve(backend),
@@ -198,10 +203,11 @@ def token_mlp(
     Source: MLP-Mixer, arXiv 2105.01601.
     """
     like = check_input("x", x, "S C")
-    S, C = x.shape[-2:]
-    _, S_out = _check_mlp("S_out", S, w1, b1, w2, b2, like)
+    *batch, S, C = x.shape
+    S_out = _check_mlp("S_out", S, w1, b1, w2, b2, like)
     check("scale", scale, (C,), like)
-    check("residual", residual, (*x.shape[:-2], S_out, C), like)
+    if residual is not None:
+        check("residual", residual, (*batch, S_out, C), like)
     return _call(
         ops.token_mlp, x, *check_norm("norm", norm, C, like), w1, b1, w2, b2,
         check_activation(activation), scale, residual, resolve(backend),
@@ -232,11 +238,11 @@ def token_gate(
     Source: gMLP, arXiv 2105.08050.
     """
     like = check_input("v", v, "S C")
-    S, C = v.shape[-2:]
+    *batch, S, C = v.shape
     S_out = check_weight("weight", weight, "S_out", S, like)
     check("bias", bias, (S_out,), like)
     check_input("u", u, "S_out C")
-    check("u", u, (*v.shape[:-2], S_out, C), like)
+    check("u", u, (*batch, S_out, C), like)
     return _call(
         ops.token_gate, u, v, *check_norm("norm", norm, C, like), weight, bias, resolve(backend)
     )
@@ -272,20 +278,22 @@ def channel_mlp(
     Source: MLP-Mixer, arXiv 2105.01601, and every vision-MLP after it.
     """
     like = check_input("x", x, "C")
-    _, O = _check_mlp("O", x.shape[-1], w1, b1, w2, b2, like)  # noqa: E741
+    *positions, C = x.shape
+    O = _check_mlp("O", C, w1, b1, w2, b2, like)  # noqa: E741
     check("scale", scale, (O,), like)
-    check("residual", residual, (*x.shape[:-1], O), like)
+    if residual is not None:
+        check("residual", residual, (*positions, O), like)
     return _call(
-        ops.channel_mlp, x, *check_norm("norm", norm, x.shape[-1], like), w1, b1, w2, b2,
+        ops.channel_mlp, x, *check_norm("norm", norm, C, like), w1, b1, w2, b2,
         check_activation(activation), *check_norm("post_norm", post_norm, O, like),
         scale, residual, resolve(backend),
     )  # fmt: skip
 
 
-def _check_mlp(out: str, mixed: int, w1, b1, w2, b2, like) -> tuple[int, int]:
-    """The widths (D, out) of two linear layers over an axis of size ``mixed``."""
+def _check_mlp(out: str, mixed: int, w1, b1, w2, b2, like) -> int:
+    """The size that two linear layers make of an axis of size ``mixed``."""
     D = check_weight("w1", w1, "D", mixed, like)
     check("b1", b1, (D,), like)
     width = check_weight("w2", w2, out, D, like)
     check("b2", b2, (width,), like)
-    return D, width
+    return width

@@ -223,7 +223,7 @@ def test_refusals_of_what_has_no_path():
     wide = x[:, :, :1].expand(1, 2, 2**30, 4)
     assert "an axis of 2^30 or more" in op.refusal("triton", wide, Shift.S2.spec)
     two = SimpleNamespace(names=["x", "weight"])
-    refuses = _triton._refuser(two, "unused", "refuses", _triton.FLOATS)
+    refuses = _triton._refuser(two, "unused", "refuses")
     assert refuses(x, x.to("meta")) == f"weight is on meta, x on {x.device}"
 
 
