@@ -69,7 +69,9 @@ def test_compiles_whole_without_recompiling_per_batch(name, chosen):
     batched = [key for key in made if key in ("x", "u", "v", "residual")]
     for batch in (7, 11, 13):  # equal to no other size, which Dynamo would take for the same
         parts = {
-            key: t.detach().expand(batch, *t.shape).clone().requires_grad_() if key in batched else t
+            key: t.detach().expand(batch, *t.shape).clone().requires_grad_()
+            if key in batched
+            else t
             for key, t in made.items()
         }
         eager, compiled = call(name, chosen, parts), function(parts)

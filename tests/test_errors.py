@@ -64,15 +64,24 @@ def cases(name: str) -> list[tuple[dict, type, str]]:
         found += [
             ({key: None}, TypeError, f"{key} must be a Tensor, got NoneType"),
             ({key: 1.0}, TypeError, f"{key} must be a Tensor, got float"),
-            ({key: t(rows, columns + 1)}, ValueError,
-             rf"{key} must be \(\w+, {columns}\), got \({rows}, {columns + 1}\)"),
+            (
+                {key: t(rows, columns + 1)},
+                ValueError,
+                rf"{key} must be \(\w+, {columns}\), got \({rows}, {columns + 1}\)",
+            ),
             ({key: t(rows)}, ValueError, rf"{key} must be \(\w+, {columns}\), got \({rows},\)"),
             ({key: t(1, rows, columns)}, ValueError, rf"{key} must be \(\w+, {columns}\), got \(1"),
-            ({key: weight.double()}, TypeError,
-             f"{key} must be torch.float32 like the input, got torch.float64"),
+            (
+                {key: weight.double()},
+                TypeError,
+                f"{key} must be torch.float32 like the input, got torch.float64",
+            ),
             ({key: weight.long()}, TypeError, f"{key} must be torch.float32 .* got torch.int64"),
-            ({key: t(rows, columns, device="meta")}, ValueError,
-             f"{key} must be on cpu like the input, got meta"),
+            (
+                {key: t(rows, columns, device="meta")},
+                ValueError,
+                f"{key} must be on cpu like the input, got meta",
+            ),
         ]
     for key in [key for key in good if key.startswith("b")]:
         (size,) = good[key].shape
@@ -88,8 +97,11 @@ def cases(name: str) -> list[tuple[dict, type, str]]:
             ({key: "layer"}, TypeError, f"{key} must be shiftmlp.LayerNorm, .* got str"),
             ({key: torch.nn.LayerNorm(width)}, TypeError, f"{key} must be .* got LayerNorm"),
             ({key: (t(width), t(width))}, TypeError, f"{key} must be .* got tuple"),
-            ({key: LayerNorm(t(width + 1))}, ValueError,
-             rf"{key}.weight must be \({width},\), got \({width + 1},\)"),
+            (
+                {key: LayerNorm(t(width + 1))},
+                ValueError,
+                rf"{key}.weight must be \({width},\), got \({width + 1},\)",
+            ),
             ({key: LayerNorm(t(width), t(1))}, ValueError, f"{key}.bias must be"),
             ({key: LayerNorm(t(width), eps=-1.0)}, ValueError, f"{key}.eps must be .* got -1.0"),
             ({key: LayerNorm(t(width), eps="1")}, ValueError, f"{key}.eps must be .* got '1'"),

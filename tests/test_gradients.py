@@ -162,7 +162,9 @@ def test_gradients_of_any_layout(name, chosen):
         assert not dy.is_contiguous() or dy.numel() <= 1 or dy.shape[0] == 1
         got = torch.autograd.grad(y, made.values(), dy, retain_graph=True)
         testing.assert_close_to_rounding(got, wanted)
-        assert all(grad.is_contiguous() or key == "residual" for key, grad in zip(made, got, strict=True))
+        assert all(
+            grad.is_contiguous() or key == "residual" for key, grad in zip(made, got, strict=True)
+        )
     summed = torch.autograd.grad(y.sum(), made.values(), retain_graph=True)
     ones = torch.autograd.grad(y, made.values(), torch.ones_like(y))
     testing.assert_close_to_rounding(summed, ones)

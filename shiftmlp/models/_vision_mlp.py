@@ -56,7 +56,7 @@ class VisionMLP(nn.Module):
                 wanted, given = (" x ".join(map(str, s)) for s in (self.img_size, image.shape[2:]))
                 raise ValueError(
                     f"image must be {wanted} pixels, the size that the token-mixing weights were "
-                    f"made for, got {given}; shiftmlp.resize_token_mixing makes them fit another"
+                    f"made for, got {given}"
                 )
             x = x.flatten(1, 2)
         return self.norm(self.blocks(x))

@@ -170,7 +170,7 @@ def check_tokens(linear: nn.Linear, x: Tensor) -> None:
         return
     raise ValueError(
         f"the token-mixing weights were made for {_tokens(S, pixels=True)}, got "
-        f"{_tokens(shape[-2])}; shiftmlp.resize_token_mixing makes them fit another size"
+        f"{_tokens(shape[-2])}"
     )
 
 
