@@ -35,6 +35,7 @@ defects: setup  ## plants known defects one by one; each must turn the suite red
 lint: setup  ## ruff and clang-format
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
+	@$(PY) docs/tables.py --check
 	@$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 format: setup  ## what lint asks for
@@ -48,6 +49,15 @@ bench: setup  ## every op against eager and torch.compile, into benchmarks/resul
 
 kernels: setup  ## registers, spills, shared memory and matrix instructions of every kernel and GPU
 	@$(PY) benchmarks/kernels.py $(ARGS)
+
+SANITIZE := -fsanitize=address,undefined
+sanitize: setup  ## the C++ kernels' tests under AddressSanitizer and UBSan
+	@CXXFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -g -O1" LDFLAGS="$(SANITIZE)" \
+	  SHIFTMLP_BUILD=1 SHIFTMLP_CUDA=0 \
+	  $(PY) setup.py -q build --build-base build/sanitize/base --build-lib build/sanitize/lib
+	@LD_PRELOAD="$$(for l in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$l.so; done | xargs)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
+	  $(PY) -m pytest tests/test_kernels.py -k "cpu and not triton and not reference" $(ARGS)
 
 pictures: setup  ## draws the pictures of the README and its generated tables
 	@$(PY) docs/draw.py

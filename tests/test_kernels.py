@@ -7,14 +7,17 @@ from torch import Tensor
 
 from shiftmlp import testing
 from shiftmlp.ops import OPS
+from shiftmlp.ops._op import PREFERENCE
 
 MOVES = {"spatial_shift", "spatial_shift_backward"}
 LOW = [torch.float32, torch.float16, torch.bfloat16]
 
+BACKENDS = [name for name in PREFERENCE if name != "cuda" or torch.cuda.is_available()]
 CASES = [
     pytest.param(op, backend, sample, id=f"{op.name}-{backend}-{name}")
     for op in OPS.values()
-    for backend in op.kernels
+    for backend in BACKENDS
+    if backend in op.kernels
     for name, sample in SAMPLES[op.name].items()
 ]
 KERNELS = [case for case in CASES if case.values[1] != "reference"]
@@ -120,7 +123,7 @@ def test_inputs_stay_as_they_were_and_repeats_are_equal(op, backend, sample, dev
         assert result.untyped_storage().data_ptr() not in storages - {0}
 
 
-@pytest.mark.parametrize("backend", OPS["spatial_shift"].kernels)
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0])
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_special_values_only_move(backend, value, dtype, device):
