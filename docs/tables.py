@@ -3,7 +3,6 @@
 Each stands between ``<!-- name -->`` and ``<!-- /name -->``. ``--check`` only says if one is stale.
 """
 
-import json
 import re
 import sys
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Every subset of every op's options, on the smallest inputs that have an inside and a border.
 
-``subsets(name)`` gives the choices, with a shape for each tensor; ``tensors`` makes those, so that a
-test can pick dtype and ``requires_grad``; ``arguments`` puts both together for the functional.
+``subsets(name)`` gives the choices, with a shape for each tensor; ``tensors`` makes those, so that
+a test can pick dtype and ``requires_grad``; ``arguments`` puts both together for the functional.
 """
 
 import itertools

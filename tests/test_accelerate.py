@@ -329,6 +329,23 @@ def test_dropout_in_training_runs_the_original():
     assert_same_bits(model(images()), wanted)
 
 
+def test_dropout_in_force_does_not_spoil_the_check():
+    model = reference(mixer(proj_drop_rate=0.5).train())
+    assert [row.action for row in shiftmlp.explain(model).rows] == ["replaced"] * 2
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def test_the_example_leaves_the_random_state():
+    model = nn.Sequential(Noisy(), mlp_mixer.MixerBlock(8, 4))
+    before = torch.get_rng_state()
+    reference(model, example_input=torch.zeros(2, 4, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_layer_wrapped_or_hooked_afterwards_is_honoured():
     model, original = reference(mixer()), mixer()
     original.load_state_dict(model.state_dict())

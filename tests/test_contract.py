@@ -117,7 +117,7 @@ def test_use_backend_reaches_compiled_code(backend):
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("name", "chosen"), EVERY_OPTION)
 def test_autocast_gives_the_unfused_dtype(name, chosen, x_dtype):
-    """Products in bfloat16; norms, scale and residual as they are; gradients in each one's dtype."""
+    """Products in bfloat16; norms, scale and residual as they are; gradients as their tensors."""
     made = leaves(chosen)
     for key in {"x", "u", "v"} & set(made):
         made[key] = made[key].detach().to(x_dtype).requires_grad_()
