@@ -30,6 +30,9 @@ except RuntimeError:
 except ImportError:
     pass
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # a worker for each core
+
 
 @pytest.fixture(autouse=True)
 def poison():
