@@ -1,6 +1,6 @@
 """shiftmlp: fused spatial-shift and token-mixing kernels for vision-MLPs in PyTorch."""
 
-from . import functional, nn
+from . import autograd, functional, nn
 from ._info import backends, info
 from ._settings import disabled, use_backend
 from ._version import __version__
@@ -20,6 +20,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "accelerated",
+    "autograd",
     "backends",
     "create_model",
     "disabled",
