@@ -105,7 +105,7 @@ DEFECTS = {
         "print(f\"{self.name} has no forward-mode", "test_gradients.py forward_mode",
     ),
     "second derivative dropped": Defect(
-        f"{OPS}/_op.py", "if torch.is_grad_enabled() and _any_requires_grad(*inputs):\n"
+        f"{OPS}/_differentiable.py", "if torch.is_grad_enabled() and _any_requires_grad(*inputs):\n"
         "                # A second", "if False:\n                # A second",
         "test_gradients.py second",
     ),

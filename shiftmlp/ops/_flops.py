@@ -6,6 +6,7 @@ yet, the formulas wait until somebody loads it.
 
 import importlib.abc
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 
@@ -40,3 +41,8 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         spec.loader.exec_module = load_and_register
         return spec
+
+
+def macs(shape, weight_shape) -> int:
+    """Multiply-adds of a linear layer over one axis of ``shape``: numel / in * (out * in)."""
+    return math.prod(shape) * weight_shape[0]

@@ -8,16 +8,13 @@ The gradient of an op is an op as well, ``<op>_backward``, with kernels of its o
 gradient of the result, the inputs, and which of the tensors need a gradient; it returns those.
 """
 
-import math
 import re
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch._C import _any_requires_grad, _AutoDispatchBelowAutograd, _ExcludeDispatchKeyGuard
-from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 
 from ._flops import register_flops
 
@@ -199,117 +196,3 @@ class Op:
 
     def _count(self, *args, out_shape=None, **kwargs) -> int:
         return self.flops(**dict(zip(self.names, args, strict=True)))
-
-
-class DifferentiableOp(Op):
-    """An op with a gradient for every tensor it takes, in all 64 shapes of ``needs_input_grad``.
-
-    Makes ``self.backward``, the op ``<op>_backward(dy, <the arguments it needs>, needs, backend)``,
-    and ``self.function``, the autograd Function that both doors (the op and ``.apply``) share.
-
-    Args:
-        function: the autograd Function's name.
-        gemms: the op's matrix products, for FLOP counts: the same arguments by name give a list of
-            ``(weight's name, multiply-adds, names whose gradient needs the product's input's)``.
-        forgets: what the backward does without.
-        fake_backward: metadata of the backward's result, where it cannot be told from the tensors.
-    """
-
-    def __init__(
-        self, schema, fake, *, function, gemms, batched, autocast=(), forgets=("residual",),
-        fake_backward=None,
-    ):  # fmt: skip
-        super().__init__(schema, fake, _forward_flops(gemms), batched, autocast)
-        self.tensors = [name for kind, name in self.arguments if kind.startswith("Tensor")]
-        self.saved = [name for name in self.names[:-1] if name not in forgets]
-        self.asked = [name for name in self.tensors if name != "residual"]
-        kinds = {name: kind for kind, name in self.arguments}
-        kept = "".join(f"{kinds[name]} {name}, " for name in self.saved)
-        self.backward = Op(
-            f"{self.name}_backward(Tensor dy, {kept}bool[] needs, str backend) -> Tensor[]",
-            fake_backward or self._fake_backward,
-            _backward_flops(gemms, self.asked),
-        )
-        text = f"The gradient of ``shiftmlp::{self.name}``: ``apply({', '.join(self.names)})``."
-        methods = _forward_and_backward(self) | {"__doc__": text}
-        self.function = type(function, (torch.autograd.Function,), methods)
-        # The same methods for use below the dispatcher, where torch.func has peeled its own level.
-        self._single_level = type(function, (_SingleLevelFunction,), methods)
-
-    def _autograd(self, *args):
-        if forward_ad._current_level >= 0:
-            self._refuse_tangents(args)
-        if torch.is_grad_enabled() and _any_requires_grad(*args):
-            if torch._C._are_functorch_transforms_active():
-                with enable_single_level_autograd_function():
-                    return self._single_level.apply(*args)
-            return self._single_level.apply(*args)
-        with _AutoDispatchBelowAutograd():
-            return self.overload(*args)
-
-    def _fake_backward(self, dy, *args):
-        *saved, needs = args
-        given = dict(zip(self.saved, saved, strict=True))
-        tensors = [given[name] for name in self.asked]
-        return [t.new_empty(t.shape) for t, need in zip(tensors, needs, strict=True) if need]
-
-    def gradients(self, ctx_needs: dict[str, bool], dy: Tensor, given: dict, backend: str):
-        """The gradient of every argument, in order; None where none is wanted."""
-        needs = [ctx_needs[name] for name in self.asked]
-        found = {"residual": dy} if ctx_needs.get("residual") else {}
-        if any(needs):
-            inputs = (dy, *(given[name] for name in self.saved), needs)
-            if torch.is_grad_enabled() and _any_requires_grad(*inputs):
-                # A second derivative is wanted: PyTorch differentiates the written-out adjoint.
-                grads = self.backward.kernels["reference"][0](*inputs)
-            else:
-                grads = self.backward.overload(*inputs, backend)
-            wanted = [name for name in self.asked if ctx_needs[name]]
-            found |= zip(wanted, grads, strict=True)
-        return tuple(found.get(name) for name in self.names)
-
-
-def _forward_and_backward(op: DifferentiableOp) -> dict[str, staticmethod]:
-    """The methods of ``op``'s autograd Function: where PyTorch is told its gradient."""
-    saved_tensors = [name for name in op.saved if name in op.tensors]
-    saved_values = [name for name in op.saved if name not in op.tensors]
-    where = {name: index for index, name in enumerate(op.names)}
-
-    def forward(ctx, *args):
-        with _AutoDispatchBelowAutograd():
-            output = op.overload(*args)
-        ctx.save_for_backward(*(args[where[name]] for name in saved_tensors))
-        ctx.values = [args[where[name]] for name in saved_values]
-        ctx.backend = args[-1]
-        return output
-
-    def backward(ctx, dy):
-        given = dict(zip(saved_tensors, ctx.saved_tensors, strict=True))
-        given |= zip(saved_values, ctx.values, strict=True)
-        needs = dict(zip(op.names, ctx.needs_input_grad, strict=True))
-        return op.gradients(needs, dy, given, ctx.backend)
-
-    return {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-
-
-def _forward_flops(gemms: Callable) -> Callable:
-    return lambda **given: sum(2 * macs for _, macs, _ in gemms(**given))
-
-
-def _backward_flops(gemms: Callable, asked: list[str]) -> Callable:
-    """A product for each weight's gradient and each input's; recomputation is not counted."""
-
-    def count(dy, needs, **given) -> int:
-        wanted = {name for name, need in zip(asked, needs, strict=True) if need}
-        products = gemms(**given)
-        return sum(
-            2 * macs * ((weight in wanted) + (not wanted.isdisjoint(upstream)))
-            for weight, macs, upstream in products
-        )
-
-    return count
-
-
-def rows(shape, weight_shape) -> int:
-    """Multiply-adds of a linear layer over one axis of ``shape``: numel / in * (out * in)."""
-    return math.prod(shape) * weight_shape[0]

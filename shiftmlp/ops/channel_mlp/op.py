@@ -1,7 +1,7 @@
 """The contract of channel_mlp: schema, output metadata, products. No arithmetic here."""
 
+from .._differentiable import DifferentiableOp
 from .._math import result_dtype
-from .._op import DifferentiableOp
 from ..shift_mlp.op import gemms
 
 

@@ -1,7 +1,8 @@
 """The contract of shift_linear: schema, output metadata, products. No arithmetic here."""
 
+from .._differentiable import DifferentiableOp
+from .._flops import macs
 from .._math import result_dtype
-from .._op import DifferentiableOp, rows
 
 
 def fake(x, weight, bias, shift, activation, scale, residual):
@@ -14,7 +15,7 @@ shift_linear = DifferentiableOp(
     " Tensor? residual, str backend) -> Tensor",
     fake,
     function="ShiftLinear",
-    gemms=lambda x, weight, **_: [("weight", rows(x, weight), {"x"})],
+    gemms=lambda x, weight, **_: [("weight", macs(x, weight), {"x"})],
     batched=("x", "residual"),
     autocast=("weight", "bias"),
 )

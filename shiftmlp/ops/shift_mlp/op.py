@@ -1,7 +1,8 @@
 """The contract of shift_mlp: schema, output metadata, products. No arithmetic here."""
 
+from .._differentiable import DifferentiableOp
+from .._flops import macs
 from .._math import result_dtype
-from .._op import DifferentiableOp, rows
 
 
 def fake(
@@ -15,7 +16,7 @@ def fake(
 def gemms(x, w1, w2, **_):
     before = {"x", "norm_weight", "norm_bias"}
     hidden = (*x[:-1], w1[0])
-    return [("w1", rows(x, w1), before), ("w2", rows(hidden, w2), before | {"w1", "b1"})]
+    return [("w1", macs(x, w1), before), ("w2", macs(hidden, w2), before | {"w1", "b1"})]
 
 
 shift_mlp = DifferentiableOp(

@@ -1,6 +1,6 @@
 """The contract of spatial_shift: schema, output metadata. It only moves data."""
 
-from .._op import DifferentiableOp
+from .._differentiable import DifferentiableOp
 
 spatial_shift = DifferentiableOp(
     "spatial_shift(Tensor x, str shift, str backend) -> Tensor",

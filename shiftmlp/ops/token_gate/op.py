@@ -2,7 +2,8 @@
 
 import torch
 
-from .._op import DifferentiableOp, rows
+from .._differentiable import DifferentiableOp
+from .._flops import macs
 
 
 def fake(u, v, norm, norm_weight, norm_bias, eps, weight, bias):
@@ -14,7 +15,7 @@ token_gate = DifferentiableOp(
     " Tensor weight, Tensor? bias, str backend) -> Tensor",
     fake,
     function="TokenGate",
-    gemms=lambda v, weight, **_: [("weight", rows(v, weight), {"v", "norm_weight", "norm_bias"})],
+    gemms=lambda v, weight, **_: [("weight", macs(v, weight), {"v", "norm_weight", "norm_bias"})],
     batched=("u", "v"),
     autocast=("weight", "bias"),
 )

@@ -1,7 +1,8 @@
 """The contract of token_linear: schema, output metadata, products. No arithmetic here."""
 
+from .._differentiable import DifferentiableOp
+from .._flops import macs
 from .._math import result_dtype
-from .._op import DifferentiableOp, rows
 
 
 def fake(x, norm, norm_weight, norm_bias, eps, weight, bias, scale, residual):
@@ -14,7 +15,7 @@ token_linear = DifferentiableOp(
     " Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual, str backend) -> Tensor",
     fake,
     function="TokenLinear",
-    gemms=lambda x, weight, **_: [("weight", rows(x, weight), {"x", "norm_weight", "norm_bias"})],
+    gemms=lambda x, weight, **_: [("weight", macs(x, weight), {"x", "norm_weight", "norm_bias"})],
     batched=("x", "residual"),
     autocast=("weight", "bias"),
 )

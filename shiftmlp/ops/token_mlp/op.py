@@ -1,7 +1,8 @@
 """The contract of token_mlp: schema, output metadata, products. No arithmetic here."""
 
+from .._differentiable import DifferentiableOp
+from .._flops import macs
 from .._math import result_dtype
-from .._op import DifferentiableOp, rows
 
 
 def fake(x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation, scale, residual):
@@ -12,7 +13,7 @@ def fake(x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation, scale
 def gemms(x, w1, w2, **_):
     before = {"x", "norm_weight", "norm_bias"}
     hidden = (*x[:-2], w1[0], x[-1])
-    return [("w1", rows(x, w1), before), ("w2", rows(hidden, w2), before | {"w1", "b1"})]
+    return [("w1", macs(x, w1), before), ("w2", macs(hidden, w2), before | {"w1", "b1"})]
 
 
 token_mlp = DifferentiableOp(
