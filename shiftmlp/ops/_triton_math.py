@@ -108,14 +108,13 @@ def row_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def norm_backward_kernel(
     dy_ptr,  # (R, C)
     x_ptr,  # (R / S, S, C), strides sB, sS, 1
-    weight_ptr,  # (C,), read only if HAS_WEIGHT
+    weight_ptr,  # (C,) or None
     dx_ptr,  # (R, C), written only if NEEDS_X
     parts_ptr,  # (2, programs, C): dweight and dbias of the rows of each program
     R, sB, sS, eps, programs,
     S: tl.constexpr,
     C: tl.constexpr,
     NORM: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
     NEEDS_X: tl.constexpr,
     NEEDS_PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -124,7 +123,7 @@ def norm_backward_kernel(
     program = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)[None, :]
     weight = 1.0
-    if HAS_WEIGHT:
+    if weight_ptr is not None:
         weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
@@ -168,8 +167,8 @@ def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
     parts = x.new_empty((2, programs, C) if any(needs[1:]) else 0, dtype=torch.float32)
     _triton.launch(
         norm_backward_kernel, programs,
-        dy, x, dy if weight is None else weight, dx, parts, B * S, *x.stride()[:2], eps, programs,
-        S=S, C=C, NORM=norm, HAS_WEIGHT=weight is not None,
+        dy, x, None if weight is None else weight.contiguous(), dx, parts,
+        B * S, *x.stride()[:2], eps, programs, S=S, C=C, NORM=norm,
         NEEDS_X=needs[0], NEEDS_PARTS=any(needs[1:]),
         BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C, num_warps=8,
     )  # fmt: skip
