@@ -8,17 +8,22 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from . import _triton
 
 MAX_CHANNELS = 16384  # norm_backward keeps a row in registers
 NORM_PROGRAMS = 256  # each sums the norm's gradients over its rows
 TILE = 4096  # elements
+# Parts whose matrix instructions take both operands from registers, which leaves fewer.
+FROM_REGISTERS = (80, 86, 87, 89, 120, 121)
 
 
 @triton.jit
 def logistic(x):
-    return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    # No exponent is positive, so that nothing overflows.
+    e = tl.exp2(-1.4426950408889634 * tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 
 @triton.jit
@@ -54,9 +59,10 @@ def slope(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
         density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
         return normal_cdf(x, EXACT) + x * density
     if ACTIVATION == "gelu_tanh":
-        cdf = logistic(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        z = 1.5957691216057308 * (x + 0.044715 * x * x * x)
+        cdf = logistic(z)
         inner = 1.5957691216057308 + 0.21406454518080076 * x * x
-        return cdf + x * cdf * (1.0 - cdf) * inner
+        return cdf + x * cdf * logistic(-z) * inner
     if ACTIVATION == "relu":
         return tl.where(x > 0, 1.0, 0.0)
     return tl.full(x.shape, 1.0, tl.float32)
@@ -207,3 +213,8 @@ def sum_parts(parts: Tensor, dtype=torch.float32) -> Tensor:
 def input_precision() -> str:
     """How float32 products run, as PyTorch is told for its own."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def architecture() -> int | str:
+    """The current device's: 90 for sm_90, which the interpreter acts as, or "gfx942"."""
+    return 90 if _triton.INTERPRETED else driver.active.get_current_target().arch

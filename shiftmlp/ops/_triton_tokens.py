@@ -15,8 +15,10 @@ from torch import Tensor
 
 from . import _triton
 from ._triton_math import (
+    FROM_REGISTERS,
     MAX_CHANNELS,
     activate,
+    architecture,
     input_precision,
     row_statistics,
     slope,
@@ -165,7 +167,7 @@ def operand(x: Tensor, weight=None, bias=None, eps: float | None = None, times=N
     """x as kernels read it; an ``eps`` asks for LayerNorm."""
     x = rows(x)
     statistics = (None, None) if eps is None else row_statistics(x, eps)
-    o = Operand(x, *x.stride()[:2], *statistics, vector(weight), vector(bias))
+    o = Operand(x, *x.stride()[:2], *statistics, dense(weight), dense(bias))
     if times is not None:
         times = rows(times)
         o = o._replace(times=times, tB=times.stride(0), tS=times.stride(1))
@@ -197,7 +199,7 @@ def refusal(x: Tensor, weight: Tensor, *others) -> str | None:
     return None
 
 
-def vector(v: Tensor | None) -> Tensor | None:
+def dense(v: Tensor | None) -> Tensor | None:
     return None if v is None else v.contiguous()
 
 
@@ -212,23 +214,29 @@ def mix(
     """
     B, S, C = x.x.shape
     T = weight.shape[1 if transposed else 0]
-    tile = mix_tile(S, T, C, weight.dtype)
+    tile = mix_tile(S, T, C, weight.dtype, architecture())
     BLOCK_T = sum(tile["PIECES"])
     tiles = triton.cdiv(T, BLOCK_T)
     wants_dots = made_from is not None and scale is not None
     parts = weight.new_empty((B * tiles, C), dtype=torch.float32) if wants_dots else None
     _triton.launch(
         mix_kernel, B * tiles * triton.cdiv(C, tile["BLOCK_C"]),
-        weight.contiguous(), x, y, vector(bias), vector(scale), times, residual, made_from, parts,
-        vector(made_bias) if wants_dots else None, S=S, T=T, C=C, TRANSPOSED=transposed,
+        weight.contiguous(), x, y, dense(bias), dense(scale), times, residual, made_from, parts,
+        dense(made_bias) if wants_dots else None, S=S, T=T, C=C, TRANSPOSED=transposed,
         ACTIVATION=activation, PRECISION=input_precision(), BLOCK_T=BLOCK_T, **tile,
     )  # fmt: skip
     return sum_parts(parts) if wants_dots else None
 
 
-def mix_tile(S: int, T: int, C: int, dtype: torch.dtype) -> dict:
+def mix_tile(S: int, T: int, C: int, dtype: torch.dtype, arch) -> dict:
     if dtype == torch.float32:
         return {"PIECES": pieces(T, 64), "BLOCK_C": block(C, 64), "BLOCK_S": 16, "num_warps": 4}
     return {
-        "PIECES": pieces(T, 256), "BLOCK_C": block(C, 128), "BLOCK_S": block(S, 32), "num_warps": 8
+        "PIECES": pieces(T, 256), "BLOCK_C": block(C, channels(arch)), "BLOCK_S": block(S, 32),
+        "num_warps": 8,
     }  # fmt: skip
+
+
+def channels(arch) -> int:
+    """Of a tile of 8 warps that holds up to 256 tokens in 16 bits."""
+    return 64 if arch in FROM_REGISTERS else 128
