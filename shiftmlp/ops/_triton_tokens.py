@@ -69,7 +69,7 @@ def zeros(M: tl.constexpr, N: tl.constexpr):
     return tl.zeros((M, N), tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["end"])
 def mix_kernel(
     w_ptr,  # (T, S), or (S, T) if TRANSPOSED
     x,  # Operand (B, S, C)
@@ -81,6 +81,7 @@ def mix_kernel(
     made_from,  # Operand (B, T, C) or None: the y of the product that this one is the adjoint of
     dots_ptr,  # (B, tiles, C) or None: sums over tokens of product * activation(made_from)
     sum_ptr,  # (S,) or None: what the sums over tokens of x, weighted by it, add to these dots
+    end,  # S once more: known when compiled, LLVM would write out every step
     S: tl.constexpr,
     T: tl.constexpr,
     C: tl.constexpr,
@@ -104,7 +105,7 @@ def mix_kernel(
     for i in tl.static_range(len(PIECES)):
         acc = acc + (zeros(BLOCK_C, PIECES[i]),)
     dots = tl.zeros((BLOCK_C,), tl.float32)
-    for s0 in range(0, S, BLOCK_S):
+    for s0 in range(0, end, BLOCK_S):
         s = s0 + tl.arange(0, BLOCK_S)
         tokens = load(x, b, s[None, :], c, S, C)
         if sum_ptr is not None:
@@ -222,7 +223,7 @@ def mix(
     _triton.launch(
         mix_kernel, B * tiles * triton.cdiv(C, tile["BLOCK_C"]),
         weight.contiguous(), x, y, dense(bias), dense(scale), times, residual, made_from, parts,
-        dense(made_bias) if wants_dots else None, S=S, T=T, C=C, TRANSPOSED=transposed,
+        dense(made_bias) if wants_dots else None, S, S=S, T=T, C=C, TRANSPOSED=transposed,
         ACTIVATION=activation, PRECISION=input_precision(), BLOCK_T=BLOCK_T, **tile,
     )  # fmt: skip
     return sum_parts(parts) if wants_dots else None
