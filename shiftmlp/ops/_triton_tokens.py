@@ -31,9 +31,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 class Operand(NamedTuple):
     """A (B, S, C) as kernels read it: normalised, times a weight, plus a bias, times a tensor."""
 
-    x: Tensor
-    sB: int
-    sS: int
+    x: Tensor | None
+    sB: int = 0
+    sS: int = 0
     mean: Tensor | None = None
     rstd: Tensor | None = None
     weight: Tensor | None = None
@@ -41,6 +41,10 @@ class Operand(NamedTuple):
     times: Tensor | None = None
     tB: int = 0
     tS: int = 0
+
+
+# Not None, as Triton 3.6 cannot ask whether a tuple is.
+NOTHING = Operand(None)
 
 
 @triton.jit
@@ -76,9 +80,9 @@ def mix_kernel(
     y_ptr,  # (B, T, C) or None
     bias_ptr,  # (T,) or None
     scale_ptr,  # (C,) or None
-    times,  # Operand (B, T, C) or None
-    residual,  # Operand (B, T, C) or None
-    made_from,  # Operand (B, T, C) or None: the y of the product that this one is the adjoint of
+    times,  # Operand (B, T, C) or NOTHING
+    residual,  # Operand (B, T, C) or NOTHING
+    made_from,  # Operand (B, T, C) or NOTHING: the y of the product that this one is the adjoint of
     dots_ptr,  # (B, tiles, C) or None: sums over tokens of product * activation(made_from)
     sum_ptr,  # (S,) or None: what the sums over tokens of x, weighted by it, add to these dots
     end,  # S once more: known when compiled, LLVM would write out every step
@@ -126,7 +130,7 @@ def mix_kernel(
     for i in tl.static_range(len(PIECES)):
         out = (t + tl.arange(0, PIECES[i]))[None, :]
         y = acc[i]
-        if made_from is not None:
+        if made_from.x is not None:
             made = load(made_from, b, out, c, T, C).to(tl.float32)
             if dots_ptr is not None:
                 dots += tl.sum(y * activate(made, ACTIVATION, EXACT), 1)
@@ -137,9 +141,9 @@ def mix_kernel(
             y = activate(y, ACTIVATION, EXACT)
         if scale_ptr is not None:
             y *= tl.load(scale_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-        if times is not None:
+        if times.x is not None:
             y *= load(times, b, out, c, T, C).to(tl.float32)
-        if residual is not None:
+        if residual.x is not None:
             y += load(residual, b, out, c, T, C).to(tl.float32)
         if y_ptr is not None:
             y = y.to(y_ptr.dtype.element_ty)
@@ -164,8 +168,10 @@ def block(n: int, most: int) -> int:
     return max(16, min(most, triton.next_power_of_2(max(n, 1))))
 
 
-def operand(x: Tensor, weight=None, bias=None, eps: float | None = None, times=None) -> Operand:
-    """x as kernels read it; an ``eps`` asks for LayerNorm."""
+def operand(x: Tensor | None, weight=None, bias=None, eps=None, times=None) -> Operand:
+    """x as kernels read it, NOTHING for None; an ``eps`` asks for LayerNorm."""
+    if x is None:
+        return NOTHING
     x = rows(x)
     statistics = (None, None) if eps is None else row_statistics(x, eps)
     o = Operand(x, *x.stride()[:2], *statistics, dense(weight), dense(bias))
@@ -205,8 +211,8 @@ def dense(v: Tensor | None) -> Tensor | None:
 
 
 def mix(
-    weight: Tensor, x: Operand, y: Tensor | None, bias=None, scale=None, times=None, residual=None,
-    transposed=False, activation="none", made_from=None, made_bias=None,
+    weight: Tensor, x: Operand, y: Tensor | None, bias=None, scale=None, times=NOTHING,
+    residual=NOTHING, transposed=False, activation="none", made_from=NOTHING, made_bias=None,
 ) -> Tensor | None:  # fmt: skip
     """Write ``residual + times * scale * activation(weight @ x + bias)``, (B, T, C), into y.
 
@@ -218,7 +224,7 @@ def mix(
     tile = mix_tile(S, T, C, weight.dtype, architecture())
     BLOCK_T = sum(tile["PIECES"])
     tiles = triton.cdiv(T, BLOCK_T)
-    wants_dots = made_from is not None and scale is not None
+    wants_dots = made_from.x is not None and scale is not None
     parts = weight.new_empty((B * tiles, C), dtype=torch.float32) if wants_dots else None
     _triton.launch(
         mix_kernel, B * tiles * triton.cdiv(C, tile["BLOCK_C"]),

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import pick, result_dtype
-from .._triton_tokens import mix, normed, operand, refusal
+from .._triton_tokens import NOTHING, mix, normed, operand, refusal
 from .._triton_tokens_backward import norm_gradient, weight_gradient
 
 
@@ -23,7 +23,7 @@ def token_linear(x, norm, norm_weight, norm_bias, eps, weight, bias, scale, resi
     y = x.new_empty((*x.shape[:-2], weight.shape[0], x.shape[-1]), dtype=dtype)
     mix(
         weight, normed(x, norm, norm_weight, norm_bias, eps), y, bias, scale,
-        residual=None if residual is None else operand(residual),
+        residual=operand(residual),
     )  # fmt: skip
     return y
 
@@ -39,7 +39,7 @@ def token_linear_backward(
             dnormed = x.new_empty(x.shape, dtype=x.dtype if norm == "none" else weight.dtype)
         dscale = mix(
             weight, operand(dy), dnormed, scale=scale, transposed=True,
-            made_from=made_from if needs_scale else None, made_bias=bias,
+            made_from=made_from if needs_scale else NOTHING, made_bias=bias,
         )  # fmt: skip
     dnorm = norm_gradient(dnormed, x, norm, norm_weight, eps, needs_norm)
     dlinear = weight_gradient(

@@ -39,7 +39,7 @@ def token_mlp_kernel(
     x,  # Operand (B, S, C)
     y_ptr,  # (B, T, C)
     scale_ptr,  # (C,) or None
-    residual,  # Operand (B, T, C) or None
+    residual,  # Operand (B, T, C) or NOTHING
     S: tl.constexpr,
     D: tl.constexpr,
     T: tl.constexpr,
@@ -94,7 +94,7 @@ def token_mlp_kernel(
             y += tl.load(b2_ptr + at, mask=at < T, other=0.0).to(tl.float32)
         if scale_ptr is not None:
             y *= tl.load(scale_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-        if residual is not None:
+        if residual.x is not None:
             y += load(residual, b, at, c, T, C).to(tl.float32)
         y = y.to(y_ptr.dtype.element_ty)
         tl.store(y_ptr + (b * T + at) * C + c, y, mask=(at < T) & (c < C))
@@ -143,9 +143,8 @@ def token_mlp(
 ) -> Tensor:
     dtype = result_dtype(x, w2, scale, residual)
     y = x.new_empty((*x.shape[:-2], w2.shape[0], x.shape[-1]), dtype=dtype)
-    residual = None if residual is None else operand(residual)
     x = normed(x, norm, norm_weight, norm_bias, eps)
-    mlp_forward(x, w1, b1, w2, b2, activation, y, scale, residual)
+    mlp_forward(x, w1, b1, w2, b2, activation, y, scale, operand(residual))
     return y
 
 
