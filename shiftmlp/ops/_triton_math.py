@@ -15,6 +15,11 @@ from . import _triton
 MAX_CHANNELS = 16384  # norm_backward keeps a row in registers
 NORM_PROGRAMS = 256  # each sums the norm's gradients over its rows
 TILE = 4096  # elements
+
+# Bytes of shared memory a block, by architecture (CUDA programming guide; AMD's have 64 KiB).
+SHARED_MEMORY = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448, 110: 232448} | {
+    arch: 101376 for arch in (86, 89, 120, 121)
+}
 # Parts whose matrix instructions take both operands from registers, which leaves fewer.
 FROM_REGISTERS = (80, 86, 87, 89, 120, 121)
 
@@ -60,9 +65,9 @@ def slope(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
         return normal_cdf(x, EXACT) + x * density
     if ACTIVATION == "gelu_tanh":
         z = 1.5957691216057308 * (x + 0.044715 * x * x * x)
-        cdf = logistic(z)
         inner = 1.5957691216057308 + 0.21406454518080076 * x * x
-        return cdf + x * cdf * logistic(-z) * inner
+        # logistic(-z) is 1 - logistic(z) without the cancellation.
+        return logistic(z) + x * logistic(z) * logistic(-z) * inner
     if ACTIVATION == "relu":
         return tl.where(x > 0, 1.0, 0.0)
     return tl.full(x.shape, 1.0, tl.float32)
@@ -218,3 +223,8 @@ def input_precision() -> str:
 def architecture() -> int | str:
     """The current device's: 90 for sm_90, which the interpreter acts as, or "gfx942"."""
     return 90 if _triton.INTERPRETED else driver.active.get_current_target().arch
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that one block of the current device can have."""
+    return SHARED_MEMORY.get(architecture(), 65536)

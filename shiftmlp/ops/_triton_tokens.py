@@ -197,8 +197,10 @@ def refusal(x: Tensor, weight: Tensor, *others) -> str | None:
         if tensor is not None and tensor.dtype not in DTYPES:
             return f"every tensor must have 16 or 32 bits, got {tensor.dtype}"
     *_, S, C = x.shape
-    if S == 0 or min(weight.shape) == 0:
-        return f"has no path for no tokens, got x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+    if min(S, C, *weight.shape) == 0:
+        return (
+            f"has no path for an empty axis, got x {tuple(x.shape)}, weight {tuple(weight.shape)}"
+        )
     if C > MAX_CHANNELS:
         return f"takes at most {MAX_CHANNELS} channels, got {C}"
     if weight.numel() >= 2**31:

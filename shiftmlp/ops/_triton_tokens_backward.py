@@ -95,10 +95,10 @@ def weight_gradient(dy: Operand, x: Operand, dtype, needs, activation="none"):
 
 def weight_gradient_tile(T: int, S: int, C: int, dtype: torch.dtype) -> dict:
     if dtype == torch.float32:
-        most = {"PIECES": pieces(S, 64), "BLOCK_T": block(T, 64), "BLOCK_C": 16, "num_warps": 4}
-    else:
-        most = {"PIECES": pieces(S, 256), "BLOCK_T": block(T, 128), "BLOCK_C": 32, "num_warps": 8}
-    return most | {"BLOCK_C": block(C, most["BLOCK_C"])}
+        return {"PIECES": pieces(S, 64), "BLOCK_T": block(T, 64), "BLOCK_C": 16, "num_warps": 4}
+    return {
+        "PIECES": pieces(S, 256), "BLOCK_T": block(T, 128), "BLOCK_C": block(C, 32), "num_warps": 8
+    }  # fmt: skip
 
 
 def norm_gradient(dnormed: Tensor | None, x: Tensor, norm: str, weight, eps: float, needs):
