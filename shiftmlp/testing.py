@@ -69,7 +69,7 @@ def _regions(*tensors: Tensor) -> Iterator[tuple]:
     """The whole, then the first and last slice along every axis: faults live on edges."""
     yield "whole", *tensors
     for axis, size in enumerate(tensors[0].shape):
-        if tensors[0].numel() >= MIN_REGION * size:
+        if size and tensors[0].numel() >= MIN_REGION * size:
             yield f"first of axis {axis}", *(t.select(axis, 0) for t in tensors)
             yield f"last of axis {axis}", *(t.select(axis, size - 1) for t in tensors)
 

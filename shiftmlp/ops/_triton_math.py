@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from . import _triton
 
@@ -15,10 +16,17 @@ MAX_CHANNELS = 16384  # norm_backward keeps a row in registers
 NORM_PROGRAMS = 256  # each sums the norm's gradients over its rows
 TILE = 4096  # elements
 
+# Bytes of shared memory a block, by architecture (CUDA programming guide; AMD's have 64 KiB).
+SHARED_MEMORY = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448, 110: 232448} | {
+    arch: 101376 for arch in (86, 89, 120, 121)
+}
+
 
 @triton.jit
 def logistic(x):
-    return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    # No exponent is positive, so that nothing overflows.
+    e = tl.exp2(-1.4426950408889634 * tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 
 @triton.jit
@@ -54,9 +62,10 @@ def slope(x, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
         density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
         return normal_cdf(x, EXACT) + x * density
     if ACTIVATION == "gelu_tanh":
-        cdf = logistic(1.5957691216057308 * (x + 0.044715 * x * x * x))
+        z = 1.5957691216057308 * (x + 0.044715 * x * x * x)
         inner = 1.5957691216057308 + 0.21406454518080076 * x * x
-        return cdf + x * cdf * (1.0 - cdf) * inner
+        # logistic(-z) is 1 - logistic(z) without the cancellation.
+        return logistic(z) + x * logistic(z) * logistic(-z) * inner
     if ACTIVATION == "relu":
         return tl.where(x > 0, 1.0, 0.0)
     return tl.full(x.shape, 1.0, tl.float32)
@@ -108,14 +117,13 @@ def row_statistics(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def norm_backward_kernel(
     dy_ptr,  # (R, C)
     x_ptr,  # (R / S, S, C), strides sB, sS, 1
-    weight_ptr,  # (C,), read only if HAS_WEIGHT
+    weight_ptr,  # (C,) or None
     dx_ptr,  # (R, C), written only if NEEDS_X
     parts_ptr,  # (2, programs, C): dweight and dbias of the rows of each program
     R, sB, sS, eps, programs,
     S: tl.constexpr,
     C: tl.constexpr,
     NORM: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
     NEEDS_X: tl.constexpr,
     NEEDS_PARTS: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -124,7 +132,7 @@ def norm_backward_kernel(
     program = tl.program_id(0)
     c = tl.arange(0, BLOCK_C)[None, :]
     weight = 1.0
-    if HAS_WEIGHT:
+    if weight_ptr is not None:
         weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
     dweight = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
     dbias = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
@@ -168,8 +176,8 @@ def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
     parts = x.new_empty((2, programs, C) if any(needs[1:]) else 0, dtype=torch.float32)
     _triton.launch(
         norm_backward_kernel, programs,
-        dy, x, dy if weight is None else weight, dx, parts, B * S, *x.stride()[:2], eps, programs,
-        S=S, C=C, NORM=norm, HAS_WEIGHT=weight is not None,
+        dy, x, None if weight is None else weight.contiguous(), dx, parts,
+        B * S, *x.stride()[:2], eps, programs, S=S, C=C, NORM=norm,
         NEEDS_X=needs[0], NEEDS_PARTS=any(needs[1:]),
         BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C, num_warps=8,
     )  # fmt: skip
@@ -208,3 +216,10 @@ def sum_parts(parts: Tensor, dtype=torch.float32) -> Tensor:
 def input_precision() -> str:
     """How float32 products run, as PyTorch is told for its own."""
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory that one block of the current device can have."""
+    if _triton.INTERPRETED:
+        return max(SHARED_MEMORY.values())
+    return SHARED_MEMORY.get(driver.active.get_current_target().arch, 65536)
