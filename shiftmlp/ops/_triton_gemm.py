@@ -51,7 +51,7 @@ def linear_kernel(
     scale_ptr,  # (N,)
     residual_ptr,  # (M, N), rows sR apart
     y_ptr,  # (M, N), contiguous
-    also_ptr,  # (M, N), contiguous: what entered the activation, or the activation at slope_ptr
+    inner_ptr,  # (M, N), contiguous: what enters the activation
     M, H, W, sX, sN, sK, sR,
     K: tl.constexpr,
     N: tl.constexpr,
@@ -103,8 +103,8 @@ def linear_kernel(
         inner = tl.load(slope_ptr + at, mask=within, other=0.0).to(tl.float32)
         acc *= slope(inner, ACTIVATION, EXACT)
     else:
-        if also_ptr is not None:
-            tl.store(also_ptr + at, acc.to(also_ptr.dtype.element_ty), mask=within)
+        if inner_ptr is not None:
+            tl.store(inner_ptr + at, acc.to(inner_ptr.dtype.element_ty), mask=within)
         acc = activate(acc, ACTIVATION, EXACT)
     if post_weight_ptr is not None:
         acc *= column(post_weight_ptr, n, N)
@@ -115,11 +115,6 @@ def linear_kernel(
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + m * sR + n, mask=within, other=0.0).to(tl.float32)
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=within)
-    if slope_ptr is not None and also_ptr is not None:
-        # Read and evaluated again: held until here, the tile would spill.
-        inner = tl.load(slope_ptr + at, mask=within, other=0.0).to(tl.float32)
-        active = activate(inner, ACTIVATION, EXACT)
-        tl.store(also_ptr + at, active.to(also_ptr.dtype.element_ty), mask=within)
 
 
 @triton.jit(do_not_specialize=["M", "rows"])
@@ -147,7 +142,7 @@ def weight_gradient_kernel(
     acc = tl.zeros((BLOCK_O, BLOCK_K), tl.float32)
     dbias = tl.zeros((BLOCK_O,), tl.float32)
     for m0 in range(part * rows, end, BLOCK_M):
-        m = m0 + tl.arange(0, BLOCK_M)[:, None]
+        m = (m0 + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
         dy = tl.load(dy_ptr + m * sY + o[None, :], mask=(m < end) & (o < O)[None, :], other=0.0)
         if dbias_ptr is not None:
             dbias += tl.sum(dy.to(tl.float32), 0)
@@ -167,7 +162,7 @@ def weight_gradient_kernel(
 def tile(down: int, across: int, along: int, dtype: torch.dtype) -> dict[str, int]:
     """The sides of a program's tile, never far above those of the product, and how it runs."""
     if dtype in HALVES:
-        sides = (128, 128, 64) if shared_memory() >= 160 * 1024 else (128, 128, 32)
+        sides = (128, 128, 64) if shared_memory() >= 160 * 1024 else (128, 64, 32)
     else:
         sides = (64, 64, 32)
     sides = [
@@ -182,9 +177,12 @@ def tile(down: int, across: int, along: int, dtype: torch.dtype) -> dict[str, in
 
 def linear(
     x, weight, bias=None, *, dtype=None, stats=(None, None), norm=(None, None), shift=None,
-    activation="none", slope=None, also=None, post=(None, None), scale=None, residual=None,
+    activation="none", slope=None, inner=None, post=(None, None), scale=None, residual=None,
 ) -> Tensor:  # fmt: skip
-    """``residual + scale * post(act(linear(shift(norm(x)))))``, or ``linear(x) * act'(slope)``."""
+    """``residual + scale * post(act(linear(shift(norm(x)))))``, or ``act'(slope) * linear(x)``.
+
+    What enters the activation is written to ``inner`` as well, where that is given.
+    """
     N, K = weight.shape
     y = x.new_empty((*x.shape[:-1], N), dtype=dtype or weight.dtype)
     H, W = x.shape[-3:-1] if shift else (1, 1)
@@ -192,6 +190,9 @@ def linear(
     M = x.shape[0]
     sides = dict(tile(M, N, K, weight.dtype))
     BLOCK_M, BLOCK_N, BLOCK_K = (sides.pop(side) for side in ("down", "across", "along"))
+    is_normed = stats[0] is not None or norm[0] is not None
+    # A normed tile passes through registers; more of it spills on sm_100.
+    BLOCK_K = min(BLOCK_K, 32) if is_normed else BLOCK_K
     steps = {"DY": None, "DX": None, "SPLIT": None, "BORDER": None, "SPAN": None}
     if shift:
         steps, edges = constants(shift, K, False)
@@ -202,9 +203,9 @@ def linear(
         linear_kernel,
         triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N),
         x, *stats, *map(dense, norm), weight, dense(bias), slope,
-        *map(dense, post), dense(scale), residual, y, also,
+        *map(dense, post), dense(scale), residual, y, inner,
         M, H, W, x.stride(0), *weight.stride(), 0 if residual is None else residual.stride(0),
-        K=K, N=N, NORM=stats[0] is not None or norm[0] is not None, ACTIVATION=activation, **steps,
+        K=K, N=N, NORM=is_normed, ACTIVATION=activation, **steps,
         PRECISION=input_precision(), EXACT=weight.dtype == torch.float32,
         BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, **sides,
     )  # fmt: skip

@@ -74,7 +74,8 @@ def mlp_backward(
     if norm != "none":
         stats = statistics(x, norm, eps)
         normed = normalize_rows(x, stats, norm_weight, norm_bias, w1.dtype)
-    inner, hidden = recompute(normed, w1, b1, activation, wanted, reads_branch)
+    needs_hidden = reads_branch or wanted.linear2[0]
+    inner, hidden = recompute(normed, w1, b1, activation, wanted.inner, needs_hidden)
 
     branch = linear(hidden, w2, b2, shift=shift) if reads_branch else None
     stats = statistics(branch, post_norm, post_eps) if wanted.scale else (None, None)
@@ -93,43 +94,38 @@ def mlp_backward(
         dy = None if dy is None else dy.view(branch.shape)
 
     dnorm, dlinear1 = (None, None, None), (None, None)
-    moved = hidden
     if wanted.inner:
-        moved, dinner = hidden_backward(dy, inner, w2, shift, activation, wanted.linear2[0])
+        dinner = inner_backward(dy, inner, w2, shift, activation)
         dlinear1 = linear_backward_weight(dinner, normed, w1.dtype, wanted.linear1)
         if wanted.normed:
             dnormed = linear(dinner, w1.mT)
             dnorm = norm_backward(dnormed, as_rows(x)[None], norm, norm_weight, eps, wanted.norm)
-    elif shift and wanted.linear2[0]:
-        moved = spatial_shift(hidden, shift)
-    dlinear2 = linear_backward_weight(dy, moved, w2.dtype, wanted.linear2)
+    if shift and wanted.linear2[0]:
+        hidden = spatial_shift(hidden, shift)
+    dlinear2 = linear_backward_weight(dy, hidden, w2.dtype, wanted.linear2)
     dx = dnorm[0].view(x.shape) if wanted.x else None
     return pick((dx, *dnorm[1:], *dlinear1, *dlinear2, *dpost, dscale), needs)
 
 
-def recompute(normed, w1, b1, activation, wanted: Needs, reads_branch: bool) -> tuple:
-    """``(inner, hidden)``: what enters the activation and what leaves it, None if not read."""
-    if not reads_branch and wanted.inner:
-        return linear(normed, w1, b1), None
+def recompute(normed, w1, b1, activation, needs_inner: bool, needs_hidden: bool) -> tuple:
+    """``(inner, hidden)``: what enters the activation and what leaves it, None if not needed."""
+    if not needs_hidden:
+        return (linear(normed, w1, b1) if needs_inner else None), None
     inner = None
-    if wanted.inner:
+    if needs_inner:
         inner = normed.new_empty((*normed.shape[:-1], w1.shape[0]), dtype=w1.dtype)
-    return inner, linear(normed, w1, b1, activation=activation, also=inner)
+    return inner, linear(normed, w1, b1, activation=activation, inner=inner)
 
 
-def hidden_backward(dy, inner, w2, shift, activation, needs_hidden: bool) -> tuple:
-    """``(shift(act(inner)), gradient of inner)``, the former if ``needs_hidden``.
+def inner_backward(dy, inner, w2, shift, activation) -> Tensor:
+    """The gradient of what enters the activation.
 
-    The shift moves what enters the activation, so that the product with w2 ends in the
-    activation's slope; then the shift's adjoint brings the gradient back. An activation leaves 0
-    as it is, so the order of the two does not matter at the border.
+    What entered it is moved by the shift, so that the product with w2 ends in the activation's
+    slope; then the shift's adjoint brings the gradient back.
     """
     moved = spatial_shift(inner, shift) if shift else inner
-    hidden = moved.new_empty(moved.shape) if needs_hidden else None
-    dinner = linear(dy, w2.mT, slope=moved, also=hidden, activation=activation)
-    if shift:
-        [dinner] = spatial_shift_backward(dinner, shift, [True])
-    return hidden, dinner
+    dinner = linear(dy, w2.mT, slope=moved, activation=activation)
+    return spatial_shift_backward(dinner, shift, [True])[0] if shift else dinner
 
 
 def _meta(*shape, dtype=torch.bfloat16) -> Tensor:

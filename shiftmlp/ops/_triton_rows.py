@@ -112,7 +112,7 @@ def scale_backward_kernel(
     n = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     dscale = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for m0 in range(program * BLOCK_M, M, programs * BLOCK_M):
-        m = m0 + tl.arange(0, BLOCK_M)[:, None]
+        m = (m0 + tl.arange(0, BLOCK_M)[:, None]).to(tl.int64)
         within = (m < M) & (n < N)
         dy = tl.load(dy_ptr + m * sY + n, mask=within, other=0.0).to(tl.float32)
         dx = dy

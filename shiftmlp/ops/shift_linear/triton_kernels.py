@@ -65,11 +65,11 @@ def _backward_case(*args, **options):
 
 
 COMPILE_CASES = {
-    "S2 bf16 14x14x384": (shift_linear, _case(14, 384, 384, Shift.S2)),
-    "S2 bf16 14x14x768 gelu": (shift_linear, _case(14, 768, 768, Shift.S2, activation="gelu")),
-    "S2 fp32 14x14x384": (shift_linear, _case(14, 384, 384, Shift.S2, torch.float32)),
+    "deep bf16 14x14x384": (shift_linear, _case(14, 384, 384, Shift.S2)),
+    "wide bf16 14x14x768 gelu": (shift_linear, _case(14, 768, 768, Shift.S2, activation="gelu")),
+    "deep fp32 14x14x384": (shift_linear, _case(14, 384, 384, Shift.S2, torch.float32)),
     "cycle(7, w) bf16 14x14x320": (shift_linear, _case(14, 320, 320, Shift.cycle(7, "w"))),
-    "S2 backward bf16 14x14x384 gelu": (
+    "deep backward bf16 14x14x384 gelu": (
         shift_linear_backward, _backward_case(14, 384, 384, Shift.S2, activation="gelu")
     ),
 }  # fmt: skip
