@@ -191,6 +191,19 @@ def test_s2_moves_vectors_of_16_bytes(rows):
             assert row["memory"] and all(name.endswith(wide) for name in row["memory"]), row
 
 
+def test_products_of_channels_run_on_tensor_cores(rows):
+    products = {"linear_kernel", "weight_gradient_kernel"}
+    found = [row for row in rows if row["kernel"] in products and "fp32" not in row["case"]]
+    assert {row["op"] for row in found} >= {"shift_linear", "shift_mlp", "channel_mlp"}
+    for row in found:
+        assert row["matrix"], row
+        if row["arch"] == "sm_90":
+            assert all(name.startswith("HGMMA") for name in row["matrix"]), row
+            # Only "cycle" moves neighbouring channels apart.
+            if not row["case"].startswith("cycle"):
+                assert not any(".U16" in name for name in row["memory"]), row
+
+
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """The state without the interpreter, as far as refusals see it."""

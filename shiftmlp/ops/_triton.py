@@ -14,6 +14,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from ._op import never
+
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 OLDEST = (3, 6)
 
@@ -21,10 +23,10 @@ OLDEST = (3, 6)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def attach(op, module: str, dtypes=FLOATS) -> None:
+def attach(op, module: str, dtypes=FLOATS, slower=never) -> None:
     """Register the Triton kernels of ``op`` and of its backward, which live in ``module``."""
     for one, refuses in ((op, "refuses"), (op.backward, "refuses_backward")):
-        one.kernel("triton", _refuser(one, module, refuses), _slower, dtypes)(
+        one.kernel("triton", _refuser(one, module, refuses), _slower(slower), dtypes)(
             _launcher(module, one.name)
         )
 
@@ -67,8 +69,16 @@ def _refuser(op, module: str, name: str):
     return refuses
 
 
-def _slower(*inputs) -> str | None:
-    return "the interpreter is for tests" if INTERPRETED else None
+def _slower(slower):
+    def in_this_process(*inputs) -> str | None:
+        return "the interpreter is for tests" if INTERPRETED else slower(*inputs)
+
+    return in_this_process
+
+
+def not_measured(*inputs) -> str:
+    """The ``slower`` of a kernel that competes with a library's and has not yet been timed."""
+    return "not yet measured faster than the reference on a GPU"
 
 
 @functools.cache

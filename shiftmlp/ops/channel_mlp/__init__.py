@@ -1,1 +1,9 @@
+from .. import _triton
 from . import op, reference  # noqa: F401
+
+_triton.attach(
+    op.channel_mlp,
+    "shiftmlp.ops.channel_mlp.triton_kernels",
+    _triton.FLOATS[:3],
+    slower=_triton.not_measured,
+)
