@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from samples import SAMPLES, randn
 
 from shiftmlp import Shift
 from shiftmlp.ops import OPS, _triton
@@ -282,3 +283,14 @@ def test_more_than_2_31_pixels():
     y = torch.ops.shiftmlp.spatial_shift(x, Shift(((0, 1),)).spec, "triton")
     assert torch.equal(y[:, :, 1:], x[:, :, :-1])
     assert torch.equal(y[:, :, 0], x[:, :, 0])
+
+
+@pytest.mark.parametrize("name", ["token_mlp", "token_linear", "shift_mlp", "shift_linear"])
+def test_auto_leaves_float32_products_to_the_library(name, monkeypatch):
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    sample = next(iter(SAMPLES[name].values()))
+    for op in (OPS[name], OPS[f"{name}_backward"]):
+        args = SAMPLES[op.name][next(iter(SAMPLES[name]))](randn(torch.float32))
+        assert "not yet measured" in op.kernels["triton"][2](*args)
+    half = sample(randn(torch.bfloat16))
+    assert OPS[name].kernels["triton"][2](*half) is None
