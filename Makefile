@@ -27,7 +27,7 @@ demo: setup  ## accelerate a real model, verify every block, time it, one table 
 	@$(PY) -m shiftmlp demo $(ARGS)
 
 test: setup  ## the whole suite on every backend that can run here (ARGS="-k token_mlp")
-	@$(PY) -m pytest -n auto -p no:benchmark $(ARGS)
+	@$(PY) -m pytest -n auto --dist loadgroup -p no:benchmark $(ARGS)
 
 defects: setup  ## plants known defects one by one; each must turn the suite red
 	@$(PY) tests/planted_defects.py

@@ -1,8 +1,8 @@
 """Compiles every Triton and CUDA kernel for every GPU and prints what the machine code says.
 
-    python benchmarks/kernels.py [--only triton|cuda] [--json FILE]
+    python benchmarks/kernels.py [--only triton|cuda] [--arch sm_90 ...] [--json FILE]
 
-No GPU is needed. The Triton cases run the launchers on meta tensors against a driver that only
+Exits with 1 if one spills or wants more shared memory than its GPU has. No GPU is needed. The Triton cases run the launchers on meta tensors against a driver that only
 names a target, so what is compiled is what a launch on such tensors would compile.
 """
 
@@ -22,7 +22,7 @@ from unittest import mock
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from machine_code import MachineCode, find_tool, read_amdgcn, read_cubin  # noqa: E402
+from machine_code import SHARED_LIMIT, MachineCode, find_tool, read_amdgcn, read_cubin  # noqa: E402
 
 TRITON_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 CUDA_ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120")
@@ -105,9 +105,17 @@ def line(row: dict) -> str:
     )
 
 
-def main() -> None:
+def fault(row: dict) -> str | None:
+    """What no kernel may do."""
+    if row["stack"] or row["spills"]:
+        return "spills"
+    return "shared memory" if row["shared"] > SHARED_LIMIT[row["arch"]] else None
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=("triton", "cuda"))
+    parser.add_argument("--arch", action="append", help="default: all; may be given repeatedly")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
     options = parser.parse_args()
     # Triton decides at import; an interpreted kernel has no machine code.
@@ -116,11 +124,14 @@ def main() -> None:
     tasks = []
     if options.only != "cuda":
         tasks += [
-            (compile_triton, name, arch) for name in triton_modules() for arch in TRITON_ARCHS
+            (compile_triton, name, arch)
+            for name in triton_modules()
+            for arch in options.arch or TRITON_ARCHS
         ]
     if options.only != "triton":
         sources = sorted(map(str, SOURCES.glob("*.cu")))
-        tasks += [(compile_cuda, source, arch) for source in sources for arch in CUDA_ARCHS]
+        archs = options.arch or CUDA_ARCHS
+        tasks += [(compile_cuda, source, arch) for source in sources for arch in archs]
 
     rows = []
     context = multiprocessing.get_context("spawn")
@@ -131,7 +142,10 @@ def main() -> None:
                 print(line(row), flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
+    faults = [f"{fault(row)}: {line(row)}" for row in rows if fault(row)]
+    print("\n".join(faults) or f"{len(rows)} kernels, none of which spills")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
