@@ -2,8 +2,9 @@
 
     python benchmarks/kernels.py [--only triton|cuda] [--arch sm_90 ...] [--json FILE]
 
-Exits with 1 if one spills or wants more shared memory than its GPU has. No GPU is needed. The Triton cases run the launchers on meta tensors against a driver that only
-names a target, so what is compiled is what a launch on such tensors would compile.
+Exits with 1 if one spills or wants more shared memory than its GPU has. No GPU is needed: the
+Triton cases run the launchers on meta tensors against a driver that only names a target, so what
+is compiled is what a launch on such tensors would compile.
 """
 
 import argparse

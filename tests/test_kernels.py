@@ -6,6 +6,7 @@ from samples import SAMPLES, convert, randn
 from torch import Tensor
 
 from shiftmlp import testing
+from shiftmlp._checks import DTYPES
 from shiftmlp.ops import OPS
 from shiftmlp.ops._op import PREFERENCE
 
@@ -33,8 +34,14 @@ def listed(results) -> list[Tensor]:
     return [results] if isinstance(results, Tensor) else results
 
 
-@pytest.mark.parametrize("dtype", [*LOW, torch.float64], ids=str)
-@pytest.mark.parametrize(("op", "backend", "sample"), KERNELS)
+def in_every_dtype(cases):
+    for case in cases:
+        op, backend, _ = case.values
+        for dtype in op.dtypes[backend] or DTYPES:
+            yield pytest.param(*case.values, dtype, id=f"{case.id}-{dtype}")
+
+
+@pytest.mark.parametrize(("op", "backend", "sample", "dtype"), in_every_dtype(KERNELS))
 def test_kernel_is_as_good_as_torch(op, backend, sample, dtype, device):
     args = sample(randn(dtype, device))
     ours = run(op, backend, args)
