@@ -241,11 +241,16 @@ def mix_tile(S: int, T: int, C: int, dtype: torch.dtype, arch) -> dict:
     if dtype == torch.float32:
         return {"PIECES": pieces(T, 64), "BLOCK_C": block(C, 64), "BLOCK_S": 16, "num_warps": 4}
     return {
-        "PIECES": pieces(T, 256), "BLOCK_C": block(C, channels(arch)), "BLOCK_S": block(S, 32),
-        "num_warps": 8,
+        "PIECES": pieces(T, most(arch)), "BLOCK_C": block(C, channels(arch)),
+        "BLOCK_S": block(S, 16 if arch in FROM_REGISTERS else 32), "num_warps": 8,
     }  # fmt: skip
 
 
 def channels(arch) -> int:
     """Of a tile of 8 warps that holds up to 256 tokens in 16 bits."""
     return 64 if arch in FROM_REGISTERS else 128
+
+
+def most(arch) -> int:
+    """Tokens of a tile that changes what it loads as well."""
+    return 128 if arch in FROM_REGISTERS else 256

@@ -6,8 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _triton
-from ._triton_math import activate, input_precision, norm_backward, sum_parts
-from ._triton_tokens import Operand, block, load, pieces, rows, zeros
+from ._triton_math import activate, architecture, input_precision, norm_backward, sum_parts
+from ._triton_tokens import Operand, block, load, most, pieces, rows, zeros
 
 PARTS = 64  # of a weight's gradient at most, each an fp32 copy of it
 PROGRAMS = 512  # that fill a GPU
@@ -77,7 +77,7 @@ def weight_gradient(dy: Operand, x: Operand, dtype, needs, activation="none"):
     if not any(needs):
         return None, None
     (B, T, C), S = dy.x.shape, x.x.shape[1]
-    tile = weight_gradient_tile(T, S, C, dtype)
+    tile = weight_gradient_tile(T, S, C, dtype, architecture())
     tiles = triton.cdiv(T, tile["BLOCK_T"]) * triton.cdiv(S, sum(tile["PIECES"]))
     parts = min(PARTS, triton.cdiv(PROGRAMS, max(tiles, 1)), B * triton.cdiv(C, tile["BLOCK_C"]))
     dw = dy.x.new_empty((parts, T, S), dtype=torch.float32) if needs[0] else None
@@ -93,11 +93,12 @@ def weight_gradient(dy: Operand, x: Operand, dtype, needs, activation="none"):
     )
 
 
-def weight_gradient_tile(T: int, S: int, C: int, dtype: torch.dtype) -> dict:
+def weight_gradient_tile(T: int, S: int, C: int, dtype: torch.dtype, arch) -> dict:
     if dtype == torch.float32:
         return {"PIECES": pieces(S, 64), "BLOCK_T": block(T, 64), "BLOCK_C": 16, "num_warps": 4}
     return {
-        "PIECES": pieces(S, 256), "BLOCK_T": block(T, 128), "BLOCK_C": block(C, 32), "num_warps": 8
+        "PIECES": pieces(S, most(arch)), "BLOCK_T": block(T, 128), "BLOCK_C": block(C, 32),
+        "num_warps": 8,
     }  # fmt: skip
 
 
