@@ -49,6 +49,7 @@ bench: setup  ## every op against eager and torch.compile, into benchmarks/resul
 
 kernels: setup  ## registers, spills, shared memory and matrix instructions of every kernel and GPU
 	@$(PY) benchmarks/kernels.py $(ARGS)
+	@$(PY) benchmarks/predict.py
 
 SANITIZE := -fsanitize=address,undefined
 sanitize: setup  ## the C++ kernels' tests under AddressSanitizer and UBSan
