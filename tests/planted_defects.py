@@ -52,7 +52,7 @@ DEFECTS = {
         "test_kernels.py triton and good and s2-odd",
     ),
     "Triton: 32-bit row offset": Defect(
-        TRITON, "h.to(tl.int64) * sH", "(h * sH.to(tl.int32)).to(tl.int64)",
+        TRITON, "b * sB + h.to(tl.int64) * sH", "b * sB + (h * sH.to(tl.int32)).to(tl.int64)",
         "test_triton.py 64_bits",
     ),
     "epsilon outside the root": Defect(
@@ -135,6 +135,8 @@ def first_failure(defect: Defect) -> str | None:
         ran = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, check=False
         )
+        if ran.returncode < 0:
+            return f"the test process dies by signal {-ran.returncode}"
         if ran.returncode not in (0, 1):
             raise SystemExit(f"pytest could not run {defect.tests}:\n{ran.stdout}{ran.stderr}")
         failures = [line for line in ran.stdout.splitlines() if line.startswith("FAILED")]

@@ -20,7 +20,7 @@ from .cases import SHAPES, Case
 
 LIMIT_US = 15.0
 TINY = {"S": 4, "C": 8, "D": 4, "H": 2, "W": 2}
-CALLS, ROUNDS = 5, 300
+CALLS, ROUNDS = 5, 2000
 
 
 def tiny_call(op: str) -> Callable:
