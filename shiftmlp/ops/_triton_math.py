@@ -21,7 +21,7 @@ SHARED_MEMORY = {80: 166912, 87: 166912, 90: 232448, 100: 232448, 103: 232448, 1
     arch: 101376 for arch in (86, 89, 120, 121)
 }
 # Parts whose matrix instructions take both operands from registers, which leaves fewer.
-FROM_REGISTERS = (80, 86, 87, 89, 120, 121)
+FROM_REGISTERS = (80, 86, 87, 89, 120, 121, "gfx942")
 
 
 @triton.jit
