@@ -18,17 +18,9 @@ if not torch.cuda.is_available():
 
         interpreter_bf16.patch()
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError:
-    # PyPI's build finds no CUDA and gives up on operators that timm, which imports it, never calls.
-    for name in [name for name in sys.modules if name.startswith("torchvision")]:
-        del sys.modules[name]
-    _declared = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        _declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-except ImportError:
-    pass
+from shiftmlp.cli._models import make_torchvision_importable  # noqa: E402
+
+make_torchvision_importable()
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # a worker for each core

@@ -92,6 +92,13 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def import_timm():
     """timm, also beside a torchvision that was built for a GPU and finds none."""
+    make_torchvision_importable()
+    import timm
+
+    return timm
+
+
+def make_torchvision_importable() -> None:
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
@@ -104,9 +111,6 @@ def import_timm():
         _declared.append(library)
     except ImportError:
         pass
-    import timm
-
-    return timm
 
 
 _declared: list[torch.library.Library] = []  # the declarations last as long as this holds them
