@@ -27,6 +27,7 @@ OPS = "shiftmlp/ops"
 MOVE = f"{OPS}/spatial_shift/reference.py"
 MATH = f"{OPS}/_math.py"
 TRITON = f"{OPS}/spatial_shift/triton_kernels.py"
+TOKENS = f"{OPS}/_triton_tokens.py"
 
 DEFECTS = {
     "shift by two instead of one": Defect(
@@ -53,7 +54,15 @@ DEFECTS = {
     ),
     "Triton: 32-bit row offset": Defect(
         TRITON, "b * sB + h.to(tl.int64) * sH", "b * sB + (h * sH.to(tl.int32)).to(tl.int64)",
-        "test_triton.py 64_bits",
+        "test_memory.py 64_bits and spatial_shift-triton",
+    ),
+    "Triton: tokens beyond the last are read": Defect(
+        TOKENS, "within = (s < S) & (c < C)\n", "within = c < C\n",
+        "test_memory.py guard and triton-end",
+    ),
+    "Triton: channels beyond the last are read": Defect(
+        TOKENS, "within = (s < S) & (c < C)\n", "within = s < S\n",
+        "test_memory.py nothing and token_gate_backward-triton",
     ),
     "epsilon outside the root": Defect(
         MATH, "torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)",
