@@ -78,10 +78,10 @@ def far(t: Tensor, axis: int | str) -> Tensor:
     # Odd strides leave no vectors, whose width would divide the offsets.
     if axis == "rows" and t.dim() > 1:
         C = t.shape[-1]
-        pitch = REACH // (t.numel() // C - 1) | 1
+        pitch = REACH // (t.numel() // C - 1) + 1 | 1
         strides[:-1] = [stride // C * pitch for stride in strides[:-1]]
     elif axis != "rows" and t.dim() >= -axis and t.shape[axis] > 1:
-        strides[axis] = REACH // (t.shape[axis] - 1) | 1
+        strides[axis] = REACH // (t.shape[axis] - 1) + 1 | 1
     # Pages that are never touched take no memory.
     size = span(torch.empty_strided(t.shape, strides, device="meta")) * t.itemsize
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
@@ -90,13 +90,16 @@ def far(t: Tensor, axis: int | str) -> Tensor:
 
 
 # Else the first sample of an op.
-FAR = dict.fromkeys(("spatial_shift", "spatial_shift_backward"), ("s2-odd-sides", "wrap-odd-sides"))
+FAR = {
+    "spatial_shift": ("s2-odd-sides", "wrap-odd-sides"),
+    "shift_linear": ("odd-sides", "all-options"),
+}
 FAR_CASES = [
     pytest.param(op, backend, SAMPLES[op.name][name], axis, id=f"{op.name}-{backend}-{name}-{axis}")
     for op in OPS.values()
     for backend in ("triton", "cpu")
     if backend in op.kernels
-    for name in FAR.get(op.name, list(SAMPLES[op.name])[:1])
+    for name in FAR.get(op.name.removesuffix("_backward"), list(SAMPLES[op.name])[:1])
     for axis in (-4, -3, -2, "rows")
     if axis != -4 or "shift" in op.names
 ]
