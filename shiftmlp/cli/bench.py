@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from ..bench.baselines import BACKENDS, BASELINES
-from ..bench.cases import DIRECTIONS, SHAPES, select
+from ..bench.cases import DIRECTIONS, SHAPES, Job, select
 from ..bench.environment import default_path, describe
 from ..bench.report import KEY, BenchFile, case_table, header
-from ..bench.runner import Job, Settings, run_all
+from ..bench.runner import Settings, run_all
 from ._console import UserError, positive
 
 DTYPES = {
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", type=_several(BACKENDS), help=f"of {', '.join(BACKENDS)} (default all)")
     add("--against", type=_several(BASELINES), help=f"of {', '.join(BASELINES)} (default all)")
     add("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    add("--threads", type=positive, help="of the CPU")
+    add("--threads", type=_sizes, help="of the CPU, such as 1,2 (default: as PyTorch has it)")
     add("--budget", type=float, default=float("inf"), metavar="SECONDS", help="then stop cleanly")
     add("--quick", action="store_true", help="one case of each op, forward, against eager alone")
     add("--json", type=Path, metavar="FILE", help="default: in benchmarks/results/<device>")
@@ -59,8 +59,6 @@ def run(args: argparse.Namespace) -> int:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device must be one that PyTorch finds, got cuda and there is no GPU")
-    if args.threads:
-        torch.set_num_threads(args.threads)
     path = args.json or default_path(device)
     try:
         file = BenchFile(path, describe(device))
@@ -82,7 +80,8 @@ def jobs(args, device: str) -> list[Job]:
     dtypes = [DTYPES[name] for name in args.dtype or ["bf16"]]
     cases = select([op for names in args.ops for op in names], first_only=args.quick)
     return [
-        Job(case, batch, dtype, direction)
+        Job(case, batch, dtype, direction, threads)
+        for threads in args.threads or [None]
         for direction in directions
         for dtype in dtypes
         for batch in batches
