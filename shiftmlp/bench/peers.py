@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS = ("x", "u", "v")
+ACTIVATIONS = ("x", "u", "v", "image")
+OPSET = 20  # of ONNX: GELU and layer norm are operators of their own
 
 
 class Bound(nn.Module):
@@ -110,8 +111,15 @@ def _onnx(module: nn.Module, activations: list[Tensor]) -> bytes:
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(module, tuple(activations), file, dynamo=False, opset_version=20)
+        torch.onnx.register_custom_op_symbolic("aten::mT", _swap_last_two, OPSET)
+        torch.onnx.export(module, tuple(activations), file, dynamo=False, opset_version=OPSET)
     return file.getvalue()
+
+
+def _swap_last_two(graph, x):
+    """``Tensor.mT``, which that exporter does not know."""
+    *leading, row, column = range(x.type().dim())
+    return graph.op("Transpose", x, perm_i=[*leading, column, row])
 
 
 # Each with the dtypes that it has fast paths for.

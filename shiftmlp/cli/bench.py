@@ -8,8 +8,10 @@ import torch
 from ..bench.baselines import BACKENDS, BASELINES
 from ..bench.cases import DIRECTIONS, SHAPES, Job, select
 from ..bench.environment import default_path, describe
+from ..bench.models import ModelCase
 from ..bench.report import KEY, BenchFile, case_table, header
 from ..bench.runner import Settings, run_all
+from ..models import list_models
 from ._console import UserError, positive
 
 DTYPES = {
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     names = f"of {', '.join(SHAPES)}; all if none is named"
     add("ops", nargs="*", type=_several(SHAPES), metavar="OP", help=names)
+    text = f"whole models at inference in place of ops, of {', '.join(list_models())}"
+    add("--models", type=_several(list_models()), metavar="MODEL", help=text)
     add("--dtype", type=_several(DTYPES), help="bf16, fp16, fp32, fp64 (default bf16)")
     add("--batch", type=_sizes, help="images (default 128 on a GPU, 8 on a CPU)")
     add("--direction", type=_several(DIRECTIONS), help="fwd, bwd, fwd_bwd (default fwd,fwd_bwd)")
@@ -78,7 +82,10 @@ def jobs(args, device: str) -> list[Job]:
     batches = args.batch or [128 if device == "cuda" else 8]
     directions = args.direction or (["fwd"] if args.quick else ["fwd", "fwd_bwd"])
     dtypes = [DTYPES[name] for name in args.dtype or ["bf16"]]
-    cases = select([op for names in args.ops for op in names], first_only=args.quick)
+    if args.models:
+        cases, directions = [ModelCase(name) for name in args.models], ["fwd"]
+    else:
+        cases = select([op for names in args.ops for op in names], first_only=args.quick)
     return [
         Job(case, batch, dtype, direction, threads)
         for threads in args.threads or [None]
@@ -94,7 +101,7 @@ def settings(args, device: str) -> Settings:
     return Settings(
         device=device,
         against=tuple(against if args.against is None else args.against),
-        backends=tuple(args.backend or BACKENDS),
+        backends=tuple(args.backend or (["auto"] if args.models else BACKENDS)),
         seconds=SECONDS[args.quick],
     )
 
