@@ -64,8 +64,9 @@ def load(path) -> dict:
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"{path} must have schema {SCHEMA!r}, got {schema!r}")
+    environment = document["environment"]
     for row in document["rows"]:  # older files say it once for all
-        row.setdefault("threads", document["environment"].get("threads"))
+        row.setdefault("threads", None if "cuda" in environment else environment.get("threads"))
     return document
 
 
@@ -83,7 +84,8 @@ def case_table(rows: list[dict]) -> str:
     """The rows of one case under a line that names it."""
     first = rows[0]
     title = f"{first['op']} {first['case']}, batch {first['batch']}, {first['dtype']}, "
-    title += f"{first['direction']}, {first['threads']} threads by {first['clock']}, "
+    threads = f"{first['threads']} threads" if first["threads"] else "timed"
+    title += f"{first['direction']}, {threads} by {first['clock']}, "
     title += f"floor {first['floor_us']:.1f} us, peak {first['peak_tflops']:.3g} TFLOP/s"
     remarks = [f"  {first['remark']}"] * bool(first["remark"])
     return "\n".join([title, *_aligned([COLUMNS, *map(_cells, rows)]), *remarks])
@@ -102,7 +104,7 @@ def _cells(row: dict) -> tuple[str, ...]:
         f"{row['time_us']:.1f}",
         f"{low:.1f}..{high:.1f}",
         f"{row['tflops']:.3g}",
-        f"{row['share_of_peak']:.0%}",
+        f"{row['share_of_peak']:.0%}" if row["tflops"] else "-",
         f"{row['gbs']:.4g}",
         f"{row['share_of_floor']:.0%}",
         "-" if row["error_ratio"] is None else f"{row['error_ratio']:.2f}",
@@ -140,7 +142,7 @@ def compare(before: dict, after: dict) -> list[dict]:
 
 
 def _key(row: dict) -> tuple:
-    return tuple(row[name] for name in KEY)
+    return tuple(row.get(name) for name in KEY)  # predictions have no threads, as GPU rows
 
 
 def comparison_table(rows: list[dict]) -> str:

@@ -211,7 +211,7 @@ def _blank(job: Job, contender: Contender, device: str) -> dict:
         "batch": job.batch,
         "dtype": job.dtype_name,
         "direction": job.direction,
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads() if device == "cpu" else None,
         "contender": contender.name,
         "clock": clock(device),
         "remark": remark(device, job.dtype),
