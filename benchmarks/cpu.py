@@ -1,7 +1,8 @@
 """The CPU's whole table: the ops of published models, then whole models, each beside every peer.
 
 ``pip install 'shiftmlp[peers]'`` brings ONNX Runtime and OpenVINO; without them their rows say so.
-Further options go to both runs of ``python -m shiftmlp bench``, so ``--budget`` holds for each.
+Further options go to both runs of ``python -m shiftmlp bench``: ``--budget`` holds for each, and
+``--json`` is not for here, as each writes a file of its own.
 """
 
 import sys
