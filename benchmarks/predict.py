@@ -112,8 +112,7 @@ def _linear_weight(programs, a):
 def _token_weight(programs, a):
     read = a["B"] * up(a["C"], a["BLOCK_C"]) * up(a["S"], a["BLOCK_S"])
     useful = a["B"] * a["C"] * a["S"] * a["T"]
-    activated = read * math.ceil(a["T"] / a["BLOCK_T"])
-    return 2 * useful, 2 * read * up(a["T"], a["BLOCK_T"]), activated
+    return 2 * useful, 2 * read * up(a["T"], a["BLOCK_T"]), 0
 
 
 def _scale(programs, a):
@@ -123,6 +122,7 @@ def _scale(programs, a):
 # (useful operations, executed ones, activations if there is one) of every kernel that ops launch.
 WORK = {
     "_triton_tokens.mix_kernel": _mix,
+    "_triton_tokens_backward.adjoint_kernel": _mix,
     "token_mlp.triton_kernels.token_mlp_kernel": _token_mlp,
     "_triton_gemm.linear_kernel": _linear,
     "_triton_gemm.weight_gradient_kernel": _linear_weight,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import _triton
 from .._math import pick, result_dtype
-from .._triton_math import activate, architecture
+from .._triton_math import activate, architecture, sum_all
 from .._triton_tokens import (
     Operand,
     block,
@@ -25,7 +25,7 @@ from .._triton_tokens import (
     refusal,
     zeros,
 )
-from .._triton_tokens_backward import norm_gradient, weight_gradient
+from .._triton_tokens_backward import adjoint, linear_adjoint, vectors, weight_gradient
 
 MAX_TOKENS = 208  # in and out, of one tile
 
@@ -152,29 +152,24 @@ def token_mlp_backward(
     dy, x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation, scale, needs
 ) -> list[Tensor]:
     needs_norm, needs_first, needs_second, needs_scale = needs[:3], needs[3:5], needs[5:7], needs[7]
-    needs_inner = any(needs_norm) or any(needs_first)
-    dinner, dnormed, dscale = None, None, None
-    tokens = normed(x, norm, norm_weight, norm_bias, eps)
+    norm = norm, norm_weight, norm_bias, eps
+    tokens = normed(x, *norm)
     # Recomputed, so that the forward keeps nothing of it.
     inner = w1.new_empty(len(tokens.x), w1.shape[0], x.shape[-1])
     mix(w1, tokens, inner, b1)
-    inner = operand(inner)
-    if needs_inner or needs_scale:
-        dinner = torch.empty_like(inner.x) if needs_inner else None
-        dscale = mix(
-            w2, operand(dy), dinner, scale=scale, transposed=True, activation=activation,
-            made_from=inner, made_bias=b2,
-        )  # fmt: skip
-    if any(needs_norm):
-        dnormed = x.new_empty(x.shape, dtype=x.dtype if norm == "none" else w1.dtype)
-        mix(w1, operand(dinner), dnormed, transposed=True)
-    dnorm = norm_gradient(dnormed, x, norm, norm_weight, eps, needs_norm)
-    dfirst = (None, None)
-    if any(needs_first):
-        dfirst = weight_gradient(operand(dinner), tokens, w1.dtype, needs_first)
-    dy = operand(dy, weight=scale)
-    dsecond = weight_gradient(dy, inner, w2.dtype, needs_second, activation)
-    return pick((*dnorm, *dfirst, *dsecond, dscale), needs)
+    hidden = torch.empty_like(inner)
+    dinner = torch.empty_like(inner) if any(needs_norm) or any(needs_first) else None
+    *_, dscale = adjoint(
+        w2, operand(dy), dinner, operand(inner), scale=scale, bias=b2, sums=needs_scale,
+        activation=activation, hidden=hidden,
+    )  # fmt: skip
+    dinner = operand(dinner)
+    dx, *dvectors, _ = linear_adjoint(w1, dinner, x, tokens, norm, needs_norm)
+    dfirst = weight_gradient(dinner, tokens, w1.dtype, needs_first)
+    dsecond = weight_gradient(operand(dy, weight=scale), operand(hidden), w2.dtype, needs_second)
+    dvectors = *dvectors, *vectors((None, None, dscale))[2:]
+    dalpha, dbeta, dscale, *dlinears = sum_all((*dvectors, *dfirst, *dsecond))
+    return pick((dx, dalpha, dbeta, *dlinears, dscale), needs)
 
 
 def _meta(*shape, dtype=torch.bfloat16) -> Tensor:
