@@ -34,7 +34,7 @@ def test_headline_tiles():
     assert tokens.pieces(196, 256) == (128, 64, 16)
     assert fused_tile(196, 384, 196, 768, BF16, 90) == {
         "S_PIECES": (128, 64, 16), "T_PIECES": (128, 64, 16),
-        "BLOCK_C": 128, "BLOCK_D": 32, "num_warps": 8,
+        "BLOCK_C": 128, "BLOCK_D": 64, "num_warps": 8,
     }  # fmt: skip
     assert fused_tile(256, 384, 196, 768, BF16, 90) is None
     assert fused_tile(196, 384, 256, 768, BF16, 90) is None

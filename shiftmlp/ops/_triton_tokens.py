@@ -23,6 +23,7 @@ from ._triton_math import (
     row_statistics,
 )
 
+MAX_TOKENS = 208  # of a tile that the fused kernels of token_mlp hold
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -72,6 +73,27 @@ def zeros(M: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def empty(M: tl.constexpr, PIECES: tl.constexpr):
+    """Accumulators of M rows for tokens in pieces."""
+    acc = ()
+    for i in tl.static_range(len(PIECES)):
+        acc = acc + (zeros(M, PIECES[i]),)
+    return acc
+
+
+@triton.jit
+def held(x, b, c, S: tl.constexpr, C: tl.constexpr, PIECES: tl.constexpr, DTYPE: tl.constexpr):
+    """All tokens of Operand x at image b and channels c, in pieces."""
+    tokens = ()
+    s = 0
+    for i in tl.static_range(len(PIECES)):
+        piece = load(x, b, (s + tl.arange(0, PIECES[i]))[None, :], c, S, C)
+        tokens = tokens + (piece.to(DTYPE),)
+        s += PIECES[i]
+    return tokens
+
+
+@triton.jit
 def product(
     w_ptr,  # (T, S), or (S, T) if TRANSPOSED
     x,  # Operand (B, S, C)
@@ -91,9 +113,7 @@ def product(
     With it the sums over the tokens of x, weighted by ``sum_ptr``; 0 in all tiles but the first.
     """
     DTYPE: tl.constexpr = w_ptr.dtype.element_ty
-    acc = ()
-    for i in tl.static_range(len(PIECES)):
-        acc = acc + (zeros(c.shape[0], PIECES[i]),)
+    acc = empty(c.shape[0], PIECES)
     weighted = zeros(c.shape[0], BLOCK_S)
     for s0 in range(0, end, BLOCK_S):
         s = s0 + tl.arange(0, BLOCK_S)

@@ -12,6 +12,7 @@ from ._triton_tokens import (
     Operand,
     block,
     dense,
+    empty,
     load,
     mix_tile,
     most,
@@ -21,7 +22,6 @@ from ._triton_tokens import (
     product,
     rows,
     store,
-    zeros,
 )
 
 # That a weight's gradient is dealt to: one for each multiprocessor of an H200, as they are large
@@ -52,9 +52,7 @@ def weight_gradient_kernel(
     t = rest % tl.cdiv(T, BLOCK_T) * BLOCK_T + tl.arange(0, BLOCK_T)
     part = rest // tl.cdiv(T, BLOCK_T)
 
-    acc = ()
-    for i in tl.static_range(len(PIECES)):
-        acc = acc + (zeros(BLOCK_T, PIECES[i]),)
+    acc = empty(BLOCK_T, PIECES)
     db = tl.zeros((BLOCK_T,), tl.float32)
     chunks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     for step in range(0, tl.cdiv(B * chunks - part, parts)):
@@ -131,6 +129,37 @@ def store_vectors(parts_ptr, dnorm_weight, dnorm_bias, dscale, row, c, C: tl.con
     tl.store(at + 2 * C, dscale, mask=c < C)
 
 
+@triton.jit
+def finish(
+    acc, x, dx_ptr, hidden_ptr, factor, b, c, tile,
+    T: tl.constexpr,
+    C: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    EXACT: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """Write ``factor * slope(x) * acc`` and return the sums of ``acc * activation(x)`` and acc."""
+    along = tl.zeros(c.shape, tl.float32)
+    total = tl.zeros(c.shape, tl.float32)
+    t = tile * BLOCK_T
+    for i in tl.static_range(len(PIECES)):
+        out = (t + tl.arange(0, PIECES[i]))[None, :]
+        dx = acc[i]
+        if x.x is not None:
+            before = load(x, b, out, c, T, C).to(tl.float32)
+            after = activate(before, ACTIVATION, EXACT)
+            if hidden_ptr is not None:
+                store(hidden_ptr, after, b, out, c, T, C)
+            along += tl.sum(dx * after, 1, keep_dims=True)
+            total += tl.sum(dx, 1, keep_dims=True)
+            dx *= slope(before, ACTIVATION, EXACT)
+        if dx_ptr is not None:
+            store(dx_ptr, dx * factor, b, out, c, T, C)
+        t += PIECES[i]
+    return along, total
+
+
 @triton.jit(do_not_specialize=["end"])
 def adjoint_kernel(
     w_ptr,  # (S, T)
@@ -160,23 +189,10 @@ def adjoint_kernel(
     )
     alpha = vector(alpha_ptr, c, C, 1.0)
     scale = vector(scale_ptr, c, C, 1.0)
-    along = tl.zeros(c.shape, tl.float32)
-    total = tl.zeros(c.shape, tl.float32)
-    t = tile * BLOCK_T
-    for i in tl.static_range(len(PIECES)):
-        out = (t + tl.arange(0, PIECES[i]))[None, :]
-        dx = acc[i]
-        if x.x is not None:
-            before = load(x, b, out, c, T, C).to(tl.float32)
-            after = activate(before, ACTIVATION, EXACT)
-            if hidden_ptr is not None:
-                store(hidden_ptr, after, b, out, c, T, C)
-            along += tl.sum(dx * after, 1, keep_dims=True)
-            total += tl.sum(dx, 1, keep_dims=True)
-            dx *= slope(before, ACTIVATION, EXACT)
-        if dx_ptr is not None:
-            store(dx_ptr, dx * (alpha * scale), b, out, c, T, C)
-        t += PIECES[i]
+    along, total = finish(
+        acc, x, dx_ptr, hidden_ptr, alpha * scale, b, c, tile, T, C, ACTIVATION, EXACT, PIECES,
+        BLOCK_T,
+    )  # fmt: skip
     if parts_ptr is not None:
         # As scale * (weight @ (alpha * x + beta) + bias) has them.
         dscale = alpha * along + vector(beta_ptr, c, C, 0.0) * total + of_bias
@@ -195,17 +211,14 @@ def adjoint(
     B, S, C = dy.x.shape
     T = weight.shape[1]
     tile, grid = mix_tile(S, T, C, weight.dtype, architecture())
-    parts = None
-    if sums:
-        tiles = triton.cdiv(T, tile["BLOCK_T"])
-        parts = weight.new_empty((B * tiles, 3, C), dtype=torch.float32)
+    parts = vector_parts(weight, B * triton.cdiv(T, tile["BLOCK_T"]), C) if sums else None
     _triton.launch(
         adjoint_kernel, B * grid,
         weight.contiguous(), dy, x, dx, hidden, dense(alpha), dense(beta), dense(scale),
         dense(bias) if sums else None, parts, S,
         S=S, T=T, C=C, ACTIVATION=activation, PRECISION=input_precision(), **tile,
     )  # fmt: skip
-    return parts.unbind(1) if sums else (None, None, None)
+    return parts
 
 
 def linear_adjoint(
@@ -216,38 +229,39 @@ def linear_adjoint(
     Of ``scale * (weight @ tokens + bias)``, where tokens are x behind ``norm``: its name, vectors
     and eps. ``needs`` are those of x and the vectors.
     """
-    if not (any(needs) or needs_scale):
-        return None, *vectors((None,) * 3)
+    dx = empty_for_adjoint(x, norm, weight.dtype, needs)
+    if dx is None and not (any(needs) or needs_scale):
+        return None, [(None, torch.float32)] * 3
     name, alpha, beta, _ = norm
-    if name == "affine":
-        dx = x.new_empty(x.shape) if needs[0] else None
-        sums = any(needs[1:]) or needs_scale
-        taken = operand(x) if sums else NOTHING
-        parts = adjoint(weight, dy, dx, taken, alpha, beta, scale, bias, sums)
-        return dx, *vectors(parts, (*needs[1:], needs_scale))
-    dnormed = empty_normed(x, norm, weight) if any(needs) else None
-    taken = tokens if needs_scale else NOTHING
-    *_, dscale = adjoint(weight, dy, dnormed, taken, None, None, scale, bias, needs_scale)
-    dx, *parts = norm_adjoint(dnormed, x, norm, needs)
-    return dx, *vectors((*parts, dscale))
+    affine = name == "affine"
+    sums = needs_scale or affine and any(needs[1:])
+    taken = NOTHING
+    if sums:
+        taken = operand(x) if affine else tokens
+    vectors = (alpha, beta) if affine else (None, None)
+    parts = adjoint(weight, dy, dx, taken, *vectors, scale, bias, sums)
+    return through_norm(dx, x, norm, parts, needs, needs_scale)
 
 
-def empty_normed(x: Tensor, norm, weight: Tensor) -> Tensor:
-    """For the gradient of x behind its norm, which is that of x if there is none."""
-    return x.new_empty(x.shape, dtype=x.dtype if norm[0] == "none" else weight.dtype)
+def empty_for_adjoint(x: Tensor, norm, dtype, needs) -> Tensor | None:
+    """Where the gradient behind the norm goes, in dtype; that of x itself but for LayerNorm."""
+    if norm[0] == "layer_norm":
+        return x.new_empty(x.shape, dtype=dtype) if any(needs) else None
+    return x.new_empty(x.shape) if needs[0] else None
 
 
-def norm_adjoint(dnormed: Tensor | None, x: Tensor, norm, needs):
-    """dx, and the parts of the gradients of LayerNorm's vectors; ``needs`` says which."""
+def through_norm(dx: Tensor | None, x: Tensor, norm, parts: Tensor | None, needs, needs_scale):
+    """What ``linear_adjoint`` returns, from its dx behind the norm and its parts."""
     name, weight, _, eps = norm
-    if dnormed is None:
-        return None, None, None
-    dx, *parts = norm_backward_parts(dnormed, rows(x), name, weight, eps, needs)
-    return None if dx is None else dx.view(x.shape), *parts
-
-
-def vectors(parts, needs=(True, True, True)):
-    """What ``sum_all`` takes of gradients of vectors."""
-    return [
-        (part if need else None, torch.float32) for part, need in zip(parts, needs, strict=True)
+    vectors = [None] * 3 if parts is None else parts.unbind(1)
+    if name == "layer_norm" and dx is not None:
+        dx, *dnorm = norm_backward_parts(dx, rows(x), name, weight, eps, needs)
+        dx, vectors = None if dx is None else dx.view(x.shape), (*dnorm, vectors[2])
+    needs = (*needs[1:], needs_scale)
+    return dx, [
+        (v if need else None, torch.float32) for v, need in zip(vectors, needs, strict=True)
     ]
+
+
+def vector_parts(like: Tensor, n: int, C: int) -> Tensor:
+    return like.new_empty((n, 3, C), dtype=torch.float32)

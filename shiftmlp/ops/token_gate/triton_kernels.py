@@ -36,7 +36,7 @@ def token_gate_backward(
         du = u.new_empty(u.shape)
         mix(weight, tokens, du, bias, times=operand(dy))
     dgate = operand(dy, times=u)
-    dv, *dvectors = linear_adjoint(weight, dgate, v, tokens, norm, needs_norm)
+    dv, dvectors = linear_adjoint(weight, dgate, v, tokens, norm, needs_norm)
     dlinear = weight_gradient(dgate, tokens, weight.dtype, (needs_weight, needs_bias))
     dalpha, dbeta, _, *dlinear = sum_all((*dvectors, *dlinear))
     return pick((du, dv, dalpha, dbeta, *dlinear), needs)

@@ -35,7 +35,7 @@ def token_linear_backward(
     *needs_norm, needs_weight, needs_bias, needs_scale = needs
     norm = norm, norm_weight, norm_bias, eps
     tokens = normed(x, *norm)
-    dx, *dvectors = linear_adjoint(
+    dx, dvectors = linear_adjoint(
         weight, operand(dy), x, tokens, norm, needs_norm, scale, bias, needs_scale
     )
     dlinear = weight_gradient(
