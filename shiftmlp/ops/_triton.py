@@ -41,10 +41,16 @@ def why_not() -> str | None:
 
 
 def launch(kernel, grid: int, *args, **constants) -> None:
-    """Run ``grid`` programs on the device of the first argument, on the current stream there."""
+    """Run ``grid`` programs on the device of the first tensor, on the current stream there.
+
+    The first argument is a tensor or a tuple that begins with one.
+    """
     if grid == 0:
         return
-    device = args[0].device
+    first = args[0]
+    while isinstance(first, tuple):
+        first = first[0]
+    device = first.device
     # Triton launches on the current device, wherever the pointers are.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(grid,)](*args, **constants)
