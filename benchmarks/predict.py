@@ -120,6 +120,10 @@ def _scale(programs, a):
     return 0, 0, up(a["M"], a["BLOCK_M"]) * up(a["N"], a["BLOCK_N"])
 
 
+def _move(programs, a):
+    return 0, 0, programs * a["BLOCK_P"] * a["BLOCK_G"] * a["VEC"]
+
+
 # (useful operations, executed ones, activations if there is one) of every kernel that ops launch.
 WORK = {
     "_triton_tokens.mix_kernel": _mix,
@@ -128,11 +132,11 @@ WORK = {
     "_triton_gemm.weight_gradient_kernel": _linear_weight,
     "_triton_tokens_backward.weight_gradient_kernel": _token_weight,
     "_triton_rows.scale_backward_kernel": _scale,
+    "spatial_shift.triton_kernels.spatial_shift_kernel": _move,
 } | dict.fromkeys(
     (
         "_triton_rows.norm_kernel", "_triton_math.row_statistics_kernel",
         "_triton_math.norm_backward_kernel", "_triton_math.sum_parts_kernel",
-        "spatial_shift.triton_kernels.spatial_shift_kernel",
     ), lambda programs, a: (0, 0, 0),
 )  # fmt: skip
 

@@ -25,8 +25,6 @@ from ._triton_math import (
     sum_parts,
 )
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
 
 class Operand(NamedTuple):
     """A (B, S, C) as kernels read it: normalised, times a weight, plus a bias, times a tensor."""
@@ -194,7 +192,7 @@ def rows(x: Tensor) -> Tensor:
 def refusal(x: Tensor, weight: Tensor, *others) -> str | None:
     """What no token kernel takes."""
     for tensor in (x, weight, *others):
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in _triton.PRODUCTS:
             return f"every tensor must have 16 or 32 bits, got {tensor.dtype}"
     *_, S, C = x.shape
     if min(S, C, *weight.shape) == 0:
