@@ -104,6 +104,11 @@ def _linear(programs, a):
     return 2 * a["M"] * a["N"] * a["K"], 2 * made * up(a["K"], a["BLOCK_K"]), made
 
 
+def _whole_rows(programs, a):
+    made = programs * a["BLOCK_M"] * sum(a["PIECES"])
+    return 2 * a["M"] * a["N"] * a["K"], 2 * made * up(a["K"], a["BLOCK_K"]), 0
+
+
 def _linear_weight(programs, a):
     padded = [up(a[side], a[f"BLOCK_{side}"]) for side in "MOK"]
     return 2 * a["M"] * a["O"] * a["K"], 2 * math.prod(padded), 0
@@ -130,6 +135,8 @@ WORK = {
     "token_mlp.triton_kernels.token_mlp_kernel": _token_mlp,
     "_triton_gemm.linear_kernel": _linear,
     "_triton_gemm.weight_gradient_kernel": _linear_weight,
+    "_triton_linear_norm.linear_norm_kernel": _whole_rows,
+    "_triton_linear_norm.linear_norm_backward_kernel": _whole_rows,
     "_triton_tokens_backward.weight_gradient_kernel": _token_weight,
     "_triton_rows.scale_backward_kernel": _scale,
     "spatial_shift.triton_kernels.spatial_shift_kernel": _move,

@@ -13,13 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _triton
-from ._triton_math import activate, input_precision, shared_memory, slope, sum_parts
+from ._triton_math import activate, input_precision, shared_memory, slope, sum_pair, sum_parts
 from ._triton_rows import as_rows, column, dense, normalize, row
 from ._triton_shift import on_load, on_store, source_of, store_moved
 from .spatial_shift.triton_kernels import move, pixel_of
 
 HALVES = (torch.bfloat16, torch.float16)
-PROGRAMS = 528  # four for each of 132 multiprocessors
+AT_ONCE = 264  # programs: two on each of 132 multiprocessors
 
 
 @triton.jit(do_not_specialize=["M", "H", "W"])
@@ -39,6 +39,7 @@ def linear_kernel(
     y_ptr,  # (M, N), contiguous
     inner_ptr,  # (M, N), contiguous: what enters the activation
     M, H, W, sX, sN, sK, sR,
+    end,  # K once more: known when compiled, LLVM would write out every step
     K: tl.constexpr,
     N: tl.constexpr,
     NORM: tl.constexpr,
@@ -66,7 +67,7 @@ def linear_kernel(
     mean, rstd = row(mean_ptr, m, M), row(rstd_ptr, m, M)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in range(0, K, BLOCK_K):
+    for k0 in range(0, end, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)[None, :]
         source = m
         comes = (m < M) & (k < K)
@@ -112,9 +113,9 @@ def linear_kernel(
 def weight_gradient_kernel(
     dy_ptr,  # (M, O), rows sY apart
     x_ptr,  # (M, K), rows sX apart
-    dweight_ptr,  # (parts, O, K), float32
-    dbias_ptr,  # (parts, O), float32
-    M, rows, sY, sX,
+    dweight_ptr,  # (parts, O, K), float32, sP apart
+    dbias_ptr,  # (parts, O), float32, sP apart
+    M, rows, sY, sX, sP,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -141,13 +142,12 @@ def weight_gradient_kernel(
             x = tl.load(x_ptr + m * sX + k, mask=(m < end) & (k < K), other=0.0)
             acc = tl.dot(tl.trans(dy), x.to(dy.dtype), acc, input_precision=PRECISION)
 
-    row = part * O + o
     if dbias_ptr is not None:
         if tile % tiles_k == 0:
-            tl.store(dbias_ptr + row, dbias, mask=o < O)
+            tl.store(dbias_ptr + part * sP + o, dbias, mask=o < O)
     if dweight_ptr is not None:
-        within = (o < O)[:, None] & (k < K)
-        tl.store(dweight_ptr + row[:, None] * K + k, acc, mask=within)
+        at = part * sP + o.to(tl.int64)[:, None] * K + k
+        tl.store(dweight_ptr + at, acc, mask=(o < O)[:, None] & (k < K))
 
 
 def tile(down: int, across: int, along: int, dtype: torch.dtype) -> dict[str, int]:
@@ -198,7 +198,7 @@ def linear(
         triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N),
         x, *stats, *map(dense, norm), weight, dense(bias), slope,
         *map(dense, post), dense(scale), residual, y, inner,
-        M, H, W, x.stride(0), *weight.stride(), 0 if residual is None else residual.stride(0),
+        M, H, W, x.stride(0), *weight.stride(), 0 if residual is None else residual.stride(0), K,
         K=K, N=N, NORM=is_normed, ACTIVATION=activation,
         PRECISION=input_precision(), EXACT=weight.dtype == torch.float32,
         BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **moving, **sides,
@@ -208,8 +208,14 @@ def linear(
 
 @functools.lru_cache(maxsize=1024)
 def split(M: int, tiles: int, BLOCK_M: int) -> tuple[int, int]:
-    """``(parts, rows)``: enough parts to fill a GPU, none of fewer than eight blocks of rows."""
-    parts = max(1, min(triton.cdiv(PROGRAMS, tiles), M // (8 * BLOCK_M)))
+    """``(parts, rows)``: the fewest parts, none of fewer than eight blocks of rows, with which a
+    GPU is nine tenths busy until the end, or else as busy as can be."""
+
+    def busy(parts: int) -> float:
+        return parts * tiles / (triton.cdiv(parts * tiles, AT_ONCE) * AT_ONCE)
+
+    allowed = range(1, max(1, min(AT_ONCE, M // (8 * BLOCK_M))) + 1)
+    parts = next((parts for parts in allowed if busy(parts) >= 0.9), max(allowed, key=busy))
     rows = triton.cdiv(triton.cdiv(M, parts), BLOCK_M) * BLOCK_M
     return max(1, triton.cdiv(M, rows)) if rows else 1, rows
 
@@ -226,14 +232,20 @@ def linear_backward_weight(dy: Tensor, x: Tensor | None, dtype, needs) -> tuple:
     BLOCK_O, BLOCK_K, BLOCK_M = (sides.pop(side) for side in ("down", "across", "along"))
     tiles = triton.cdiv(O, BLOCK_O) * (triton.cdiv(K, BLOCK_K) if needs_weight else 1)
     parts, rows = split(M, tiles, BLOCK_M)
-    dweight = dy.new_empty((parts, O, K), dtype=torch.float32) if needs_weight else None
-    dbias = dy.new_empty((parts, O), dtype=torch.float32) if needs_bias else None
+    weights, biases = O * K if needs_weight else 0, O if needs_bias else 0
+    # Parts of the one beside those of the other, so that one launch sums them.
+    sums = dy.new_empty((parts, weights + biases), dtype=torch.float32)
+    dweight = sums[:, :weights] if needs_weight else None
+    dbias = sums[:, weights:] if needs_bias else None
     _triton.launch(
         weight_gradient_kernel, parts * tiles, dy, x, dweight, dbias,
-        M, rows, dy.stride(0), x.stride(0), O=O, K=K, PRECISION=input_precision(),
+        M, rows, dy.stride(0), x.stride(0), sums.stride(0), O=O, K=K, PRECISION=input_precision(),
         BLOCK_O=BLOCK_O, BLOCK_K=BLOCK_K, BLOCK_M=BLOCK_M, **sides,
     )  # fmt: skip
-    return tuple(None if parts is None else sum_parts(parts, dtype) for parts in (dweight, dbias))
+    if needs_weight and needs_bias:
+        return sum_pair(sums, (O, K), (O,), dtype)
+    total = sum_parts(sums, dtype)
+    return (total.view(O, K), None) if needs_weight else (None, total)
 
 
 def refuses_dtypes(given: dict) -> str | None:

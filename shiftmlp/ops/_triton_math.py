@@ -4,6 +4,8 @@ Every sum and every function is evaluated in float32. ``EXACT`` asks for the pre
 without it erf's GELU is within 3e-6, which a 16-bit result cannot tell apart.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -121,7 +123,7 @@ def norm_backward_kernel(
     x_ptr,  # (R / S, S, C), strides sB, sS, 1
     weight_ptr,  # (C,) or None
     dx_ptr,  # (R, C), written only if NEEDS_X
-    parts_ptr,  # (2, programs, C): dweight and dbias of the rows of each program
+    parts_ptr,  # (programs, 2, C): dweight and dbias of the rows of each program
     R, sB, sS, eps, programs,
     S: tl.constexpr,
     C: tl.constexpr,
@@ -157,10 +159,9 @@ def norm_backward_kernel(
         dweight += dy * x
         dbias += dy
     if NEEDS_PARTS:
-        part = parts_ptr + program.to(tl.int64) * C + tl.arange(0, BLOCK_C)
+        part = parts_ptr + program.to(tl.int64) * 2 * C + tl.arange(0, BLOCK_C)
         tl.store(part, tl.sum(dweight, 0), mask=tl.arange(0, BLOCK_C) < C)
-        part += programs.to(tl.int64) * C
-        tl.store(part, tl.sum(dbias, 0), mask=tl.arange(0, BLOCK_C) < C)
+        tl.store(part + C, tl.sum(dbias, 0), mask=tl.arange(0, BLOCK_C) < C)
 
 
 def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
@@ -175,7 +176,7 @@ def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
     BLOCK_R = max(1, min(32, TILE // BLOCK_C))
     programs = min(NORM_PROGRAMS, triton.cdiv(B * S, BLOCK_R))
     dx = x.new_empty(x.shape if needs[0] else 0)
-    parts = x.new_empty((2, programs, C) if any(needs[1:]) else 0, dtype=torch.float32)
+    parts = x.new_empty((programs, 2, C) if any(needs[1:]) else 0, dtype=torch.float32)
     _triton.launch(
         norm_backward_kernel, programs,
         dy, x, None if weight is None else weight.contiguous(), dx, parts,
@@ -183,15 +184,16 @@ def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
         NEEDS_X=needs[0], NEEDS_PARTS=any(needs[1:]),
         BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C, num_warps=8,
     )  # fmt: skip
-    sums = [sum_parts(parts[i]) if needs[1 + i] else None for i in range(2)]
-    return (dx if needs[0] else None), *sums
+    sums = sum_pair(parts, (C,), (C,)) if any(needs[1:]) else (None, None)
+    return tuple(t if need else None for t, need in zip((dx, *sums), needs, strict=True))
 
 
 @triton.jit(do_not_specialize=["N"])
 def sum_parts_kernel(
     parts_ptr,  # (N, M)
-    y_ptr,  # (M,)
-    N, M,
+    first_ptr,  # (F,)
+    rest_ptr,  # (M - F,)
+    N, M, F,
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -201,18 +203,34 @@ def sum_parts_kernel(
     for n0 in range(0, N, BLOCK_N):
         at = (n0 + n).to(tl.int64) * M + m
         total += tl.load(parts_ptr + at, mask=(n0 + n < N) & (m < M), other=0.0)
-    y = tl.sum(total, 0, keep_dims=True).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + m, y, mask=m < M)
+    y = tl.sum(total, 0, keep_dims=True).to(first_ptr.dtype.element_ty)
+    tl.store(first_ptr + m, y, mask=m < F)
+    if rest_ptr is not None:
+        tl.store(rest_ptr + m - F, y, mask=(m >= F) & (m < M))
 
 
 def sum_parts(parts: Tensor, dtype=torch.float32) -> Tensor:
     """The sum of dense float32 parts over their first axis, always in the same order."""
     y = parts.new_empty(parts.shape[1:], dtype=dtype)
-    _triton.launch(
-        sum_parts_kernel, triton.cdiv(y.numel(), 128),
-        parts, y, parts.shape[0], y.numel(), BLOCK_N=8, BLOCK_M=128, num_warps=4,
-    )  # fmt: skip
+    _sum_parts(parts, y, None)
     return y
+
+
+def sum_pair(parts: Tensor, first: tuple, rest: tuple, dtype=torch.float32) -> tuple:
+    """The same in two tensors of these shapes, whose parts lie one behind the other."""
+    pair = parts.new_empty(first, dtype=dtype), parts.new_empty(rest, dtype=dtype)
+    _sum_parts(parts, *pair)
+    return pair
+
+
+def _sum_parts(parts: Tensor, first: Tensor, rest: Tensor | None) -> None:
+    N, M = parts.shape[0], math.prod(parts.shape[1:])
+    # Few columns take more programs, so that as many loads are on their way.
+    BLOCK_N, BLOCK_M = (32, 32) if M < 2**14 else (8, 128)
+    _triton.launch(
+        sum_parts_kernel, triton.cdiv(M, BLOCK_M), parts, first, rest, N, M, first.numel(),
+        BLOCK_N=BLOCK_N, BLOCK_M=BLOCK_M, num_warps=4,
+    )  # fmt: skip
 
 
 def input_precision() -> str:

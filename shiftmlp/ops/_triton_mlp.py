@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._math import pick, result_dtype
 from ._triton_gemm import linear, linear_backward_weight, refuses_dtypes
+from ._triton_linear_norm import linear_norm, linear_norm_backward
 from ._triton_math import MAX_CHANNELS, norm_backward
 from ._triton_rows import as_rows, dense, normalize_rows, scale_backward, statistics
 from .spatial_shift.triton_kernels import move
@@ -45,10 +46,7 @@ def mlp(
     post = post_norm_weight, post_norm_bias
     if post_norm != "layer_norm":
         return linear(hidden, w2, b2, post=post, scale=scale, residual=residual, dtype=dtype)
-    # A program holds part of a row, the norm wants all of it.
-    branch = linear(hidden, w2, b2)
-    stats = statistics(branch, post_norm, post_eps)
-    return normalize_rows(branch, stats, *post, dtype, scale, residual)
+    return linear_norm(hidden, w2, b2, *post, post_eps, dtype, scale, residual)
 
 
 class Needs:
@@ -70,10 +68,9 @@ def mlp_backward(
     wanted = Needs(needs)
     norm_weight, post_norm_weight = dense(norm_weight), dense(post_norm_weight)
     reads_branch = wanted.scale or post_norm != "none"
-    normed = x
+    normed, stats_of_x = x, statistics(x, norm, eps)
     if norm != "none":
-        stats = statistics(x, norm, eps)
-        normed = normalize_rows(x, stats, norm_weight, norm_bias, w1.dtype)
+        normed = normalize_rows(x, stats_of_x, norm_weight, norm_bias, w1.dtype)
     needs_hidden = reads_branch or wanted.linear2[0]
     inner, hidden = recompute(normed, w1, b1, shift, activation, wanted.inner, needs_hidden)
 
@@ -98,8 +95,9 @@ def mlp_backward(
         dinner = inner_backward(dy, inner, w2, shift, activation)
         dlinear1 = linear_backward_weight(dinner, normed, w1.dtype, wanted.linear1)
         if wanted.normed:
-            dnormed = linear(dinner, w1.mT)
-            dnorm = norm_backward(dnormed, as_rows(x)[None], norm, norm_weight, eps, wanted.norm)
+            dnorm = linear_norm_backward(
+                dinner, w1.mT, x, norm, norm_weight, eps, stats_of_x, wanted.norm
+            )
     dlinear2 = linear_backward_weight(dy, hidden, w2.dtype, wanted.linear2)
     dx = dnorm[0].view(x.shape) if wanted.x else None
     return pick((dx, *dnorm[1:], *dlinear1, *dlinear2, *dpost, dscale), needs)

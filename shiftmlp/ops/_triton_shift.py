@@ -63,11 +63,12 @@ def store_moved(
 def on_load(shift: str, C: int, BLOCK: int) -> dict:
     """The kernel's constants for a product over C channels in blocks of at most BLOCK.
 
-    A block whose channels move alike has a SPAN of 1, one whose channels may not its own length.
+    A block whose channels move alike has a SPAN of 1, one whose channels may not its own length;
+    each of these is loaded alone, and more than 32 spill on sm_80.
     """
     steps, edges = constants(shift, C, False)
     alike = BLOCK if edges == C else math.gcd(edges, BLOCK)
-    block, span = (alike, 1) if alike >= min(16, BLOCK) else (BLOCK, BLOCK)
+    block, span = (alike, 1) if alike >= min(16, BLOCK) else (min(BLOCK, 32),) * 2
     return steps | {"BLOCK_K": block, "SPAN": span, "VEC": None}
 
 
