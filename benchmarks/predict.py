@@ -112,6 +112,11 @@ def _linear(programs, a):
     return 2 * a["M"] * a["N"] * a["K"], 2 * made * up(a["K"], a["BLOCK_K"]), made
 
 
+def _whole_rows(programs, a):
+    made = programs * a["BLOCK_M"] * sum(a["PIECES"])
+    return 2 * a["M"] * a["N"] * a["K"], 2 * made * up(a["K"], a["BLOCK_K"]), 0
+
+
 def _linear_weight(programs, a):
     padded = [up(a[side], a[f"BLOCK_{side}"]) for side in "MOK"]
     return 2 * a["M"] * a["O"] * a["K"], 2 * math.prod(padded), 0
@@ -127,6 +132,10 @@ def _scale(programs, a):
     return 0, 0, up(a["M"], a["BLOCK_M"]) * up(a["N"], a["BLOCK_N"])
 
 
+def _move(programs, a):
+    return 0, 0, programs * a["BLOCK_P"] * a["BLOCK_G"] * a["VEC"]
+
+
 # (useful operations, executed ones, activations if there is one) of every kernel that ops launch.
 WORK = {
     "_triton_tokens.mix_kernel": _mix,
@@ -135,13 +144,15 @@ WORK = {
     "token_mlp.triton_backward.token_mlp_backward_kernel": _token_mlp_backward,
     "_triton_gemm.linear_kernel": _linear,
     "_triton_gemm.weight_gradient_kernel": _linear_weight,
+    "_triton_linear_norm.linear_norm_kernel": _whole_rows,
+    "_triton_linear_norm.linear_norm_backward_kernel": _whole_rows,
     "_triton_tokens_backward.weight_gradient_kernel": _token_weight,
     "_triton_rows.scale_backward_kernel": _scale,
+    "spatial_shift.triton_kernels.spatial_shift_kernel": _move,
 } | dict.fromkeys(
     (
         "_triton_rows.norm_kernel", "_triton_math.row_statistics_kernel",
         "_triton_math.norm_backward_kernel", "_triton_math.sum_parts_kernel",
-        "spatial_shift.triton_kernels.spatial_shift_kernel",
     ), lambda programs, a: (0, 0, 0),
 )  # fmt: skip
 

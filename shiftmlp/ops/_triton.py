@@ -17,6 +17,7 @@ from torch import Tensor
 from ._op import never
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+PRODUCTS = FLOATS[:3]  # the dtypes of what is multiplied by a matrix
 OLDEST = (3, 6)
 
 # Triton decides the same when a kernel file is imported, so it is decided once here as well.

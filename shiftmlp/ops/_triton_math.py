@@ -123,7 +123,7 @@ def norm_backward_kernel(
     x_ptr,  # (R / S, S, C), strides sB, sS, 1
     weight_ptr,  # (C,) or None
     dx_ptr,  # (R, C), written only if NEEDS_X
-    parts_ptr,  # (2, programs, C): dweight and dbias of the rows of each program
+    parts_ptr,  # (programs, 2, C): dweight and dbias of the rows of each program
     R, sB, sS, eps, programs,
     S: tl.constexpr,
     C: tl.constexpr,
@@ -159,10 +159,9 @@ def norm_backward_kernel(
         dweight += dy * x
         dbias += dy
     if NEEDS_PARTS:
-        part = parts_ptr + program.to(tl.int64) * C + tl.arange(0, BLOCK_C)
+        part = parts_ptr + program.to(tl.int64) * 2 * C + tl.arange(0, BLOCK_C)
         tl.store(part, tl.sum(dweight, 0), mask=tl.arange(0, BLOCK_C) < C)
-        part += programs.to(tl.int64) * C
-        tl.store(part, tl.sum(dbias, 0), mask=tl.arange(0, BLOCK_C) < C)
+        tl.store(part + C, tl.sum(dbias, 0), mask=tl.arange(0, BLOCK_C) < C)
 
 
 def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
@@ -183,7 +182,7 @@ def norm_backward_parts(dy: Tensor, x: Tensor, norm: str, weight, eps: float, ne
     BLOCK_R = max(1, min(32, TILE // BLOCK_C))
     programs = min(NORM_PROGRAMS, triton.cdiv(B * S, BLOCK_R))
     dx = x.new_empty(x.shape if needs[0] else 0)
-    parts = x.new_empty((2, programs, C) if any(needs[1:]) else (2, 0), dtype=torch.float32)
+    parts = x.new_empty((programs, 2, C) if any(needs[1:]) else (0, 2, 0), dtype=torch.float32)
     _triton.launch(
         norm_backward_kernel, programs,
         dy, x, None if weight is None else weight.contiguous(), dx, parts,
@@ -191,8 +190,8 @@ def norm_backward_parts(dy: Tensor, x: Tensor, norm: str, weight, eps: float, ne
         NEEDS_X=needs[0], NEEDS_PARTS=any(needs[1:]),
         BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C, num_warps=8,
     )  # fmt: skip
-    dweight, dbias = (part if need else None for part, need in zip(parts, needs[1:], strict=True))
-    return (dx if needs[0] else None), dweight, dbias
+    parts = (dx, *parts.unbind(1))
+    return tuple(part if need else None for part, need in zip(parts, needs, strict=True))
 
 
 class Sum(NamedTuple):
@@ -238,9 +237,12 @@ def sum_all(wanted) -> list[Tensor | None]:
             y = parts.new_empty(parts.shape[1:], dtype=dtype)
             sums.append(Sum(parts, y, len(parts), y.numel(), parts.stride(0)))
     if sums:
+        largest = max(sums, key=lambda one: one.M)
+        BLOCK_N = min(32, triton.next_power_of_2(max(1, largest.N)))
+        BLOCK_M = 1024 // BLOCK_N
         _triton.launch(
-            sum_parts_kernel, sum(triton.cdiv(one.M, 32) for one in sums),
-            tuple(sums), BLOCK_N=32, BLOCK_M=32, num_warps=4,
+            sum_parts_kernel, sum(triton.cdiv(one.M, BLOCK_M) for one in sums),
+            tuple(sums), BLOCK_N=BLOCK_N, BLOCK_M=BLOCK_M, num_warps=4,
         )  # fmt: skip
     done = iter(sums)
     return [None if parts is None else next(done).y for parts, _ in wanted]

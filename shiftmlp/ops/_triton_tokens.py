@@ -24,7 +24,6 @@ from ._triton_math import (
 )
 
 MAX_TOKENS = 208  # of a tile that the fused kernels of token_mlp hold
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class Operand(NamedTuple):
@@ -234,7 +233,7 @@ def rows(x: Tensor) -> Tensor:
 def refusal(x: Tensor, weight: Tensor, *others) -> str | None:
     """What no token kernel takes."""
     for tensor in (x, weight, *others):
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in _triton.PRODUCTS:
             return f"every tensor must have 16 or 32 bits, got {tensor.dtype}"
     *_, S, C = x.shape
     if min(S, C, *weight.shape) == 0:
