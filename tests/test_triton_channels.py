@@ -13,7 +13,8 @@ from shiftmlp.ops import OPS, _triton
 
 pytest.importorskip("triton")
 
-from test_triton import BORDERED, SHARED_LIMIT  # noqa: E402
+from test_machine_code import SHARED_LIMIT  # noqa: E402
+from test_triton import BORDERED  # noqa: E402
 
 from shiftmlp.ops import _triton_gemm, _triton_shift  # noqa: E402
 from shiftmlp.ops._math import (  # noqa: E402

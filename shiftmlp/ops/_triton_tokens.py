@@ -159,15 +159,14 @@ def mix_kernel(
     acc, _ = product(
         w_ptr, x, None, b, c, tile, end, S, T, C, TRANSPOSED, PRECISION, BLOCK_S, PIECES, BLOCK_T
     )
+    scale = vector(scale_ptr, c, C, 1.0)
     t = tile * BLOCK_T
     for i in tl.static_range(len(PIECES)):
         out = (t + tl.arange(0, PIECES[i]))[None, :]
         y = acc[i]
         if bias_ptr is not None:
             y += tl.load(bias_ptr + out, mask=out < T, other=0.0).to(tl.float32)
-        y = activate(y, ACTIVATION, EXACT)
-        if scale_ptr is not None:
-            y *= tl.load(scale_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        y = activate(y, ACTIVATION, EXACT) * scale
         if times.x is not None:
             y *= load(times, b, out, c, T, C).to(tl.float32)
         if residual.x is not None:
@@ -184,6 +183,15 @@ def place(T: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.c
     rest = tl.program_id(0) // tiles
     c = rest % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     return (rest // blocks).to(tl.int64), c[:, None], tl.program_id(0) % tiles
+
+
+@triton.jit
+def vector(v_ptr, c, C: tl.constexpr, missing: tl.constexpr):
+    """A vector per channel in float32, or ``missing`` in its place."""
+    v = tl.full(c.shape, missing, tl.float32)
+    if v_ptr is not None:
+        v = tl.load(v_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    return v
 
 
 @triton.jit

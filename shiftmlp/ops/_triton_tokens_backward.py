@@ -22,6 +22,7 @@ from ._triton_tokens import (
     product,
     rows,
     store,
+    vector,
 )
 
 # That a weight's gradient is dealt to: one for each multiprocessor of an H200, as they are large
@@ -110,15 +111,6 @@ def weight_gradient_tile(T: int, S: int, C: int, dtype: torch.dtype, arch) -> tu
     BLOCK_S = sum(tile["PIECES"])
     tiles = triton.cdiv(T, tile["BLOCK_T"]) * triton.cdiv(S, BLOCK_S)
     return tile | {"BLOCK_S": BLOCK_S}, tiles
-
-
-@triton.jit
-def vector(v_ptr, c, C: tl.constexpr, missing: tl.constexpr):
-    """A vector per channel in float32, or ``missing`` in its place."""
-    v = tl.full(c.shape, missing, tl.float32)
-    if v_ptr is not None:
-        v = tl.load(v_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    return v
 
 
 @triton.jit

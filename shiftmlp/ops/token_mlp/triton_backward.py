@@ -24,6 +24,7 @@ from .._triton_tokens import (
     pieces,
     place,
     store,
+    vector,
     zeros,
 )
 from .._triton_tokens_backward import (
@@ -33,7 +34,6 @@ from .._triton_tokens_backward import (
     linear_adjoint,
     store_vectors,
     through_norm,
-    vector,
     vector_parts,
 )
 
@@ -117,19 +117,9 @@ def token_mlp_backward_kernel(
 
 
 def hidden_backward(
-    dy: Operand,
-    x,
-    tokens: Operand,
-    norm,
-    w1,
-    b1,
-    w2,
-    b2,
-    activation,
-    scale,
-    needs_norm,
-    needs_scale,
-):
+    dy: Operand, x, tokens: Operand, norm, w1, b1, w2, b2, activation, scale,
+    needs_norm, needs_scale,
+):  # fmt: skip
     """``(hidden, dinner, dx, vectors)``, the last two as of ``linear_adjoint``.
 
     hidden is what the second product takes, dinner the gradient of what the first one gives.

@@ -28,6 +28,7 @@ from .._triton_tokens import (
     place,
     refusal,
     store,
+    vector,
     zeros,
 )
 from .._triton_tokens_backward import weight_gradient
@@ -80,14 +81,14 @@ def token_mlp_kernel(
             t += T_PIECES[i]
         acc = sums
 
+    scale = vector(scale_ptr, c, C, 1.0)
     t = 0
     for i in tl.static_range(len(T_PIECES)):
         at = (t + tl.arange(0, T_PIECES[i]))[None, :]
         y = acc[i]
         if b2_ptr is not None:
             y += tl.load(b2_ptr + at, mask=at < T, other=0.0).to(tl.float32)
-        if scale_ptr is not None:
-            y *= tl.load(scale_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        y *= scale
         if residual.x is not None:
             y += load(residual, b, at, c, T, C).to(tl.float32)
         store(y_ptr, y, b, at, c, T, C)
