@@ -1,0 +1,97 @@
+// Runs CUDA kernels on a CPU: one fiber a thread, in an order chosen to break what can be broken.
+//
+// A thread runs until a primitive makes it wait; the scheduler then chooses, by seed, who goes on.
+// Asynchronous work lands as late as it may, fresh shared memory is NaN, and what the hardware
+// leaves undefined ends the run with a message that names the line.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <source_location>
+#include <string>
+#include <vector>
+
+namespace emulator {
+
+using Here = std::source_location;
+
+constexpr int kWarp = 32;
+constexpr int kWarpgroup = 128;
+constexpr int kNaN = 0xff;  // this byte throughout is NaN in every format
+
+// Runs kernel() for every thread of the grid. Throws std::runtime_error with what went wrong.
+void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+
+// The order of threads, blocks and asynchronous work in the runs that follow.
+void set_seed(uint64_t seed);
+
+// Ends the run.
+[[noreturn]] void fail(const std::string& message, Here here);
+
+struct Thread;
+using Queue = std::vector<Thread*>;
+
+// A copy that has been started and not yet waited for.
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
+// What a thread of the running block is and has under way.
+struct Thread {
+  int rank;  // in the block
+  uint3 index;
+  const char* waits_for;  // and where, for the report; "" when it does not
+  Here here;
+  bool exited;
+  std::deque<std::vector<Copy>> copies;  // by group; the last one is still open
+
+  int lane() const { return rank % kWarp; }
+};
+Thread& self();
+
+// The dynamic shared memory of the running block.
+unsigned char* shared_memory();
+
+// Fails unless [at, at + bytes) lies in shared memory, `at` a multiple of `alignment`.
+void check_shared(const void* at, size_t bytes, size_t alignment, Here here);
+void check_aligned(const void* at, size_t alignment, Here here);
+
+// A point at which another warp may take over.
+void pause();
+// Waits until somebody wakes the queue.
+void sleep(Queue& queue, const char* waits_for, Here here);
+void wake(Queue& queue);
+// Does `work` at a time of the scheduler's choice, at the latest when nobody else can go on.
+void later(std::function<void()> work);
+
+// Joins a barrier of the block; with `wait` false only arrives. `threads` of 0: the whole block.
+void barrier(int id, int threads, bool wait, Here here);
+
+// Threads that must all come to the same line before any of them goes on.
+struct Meeting {
+  uint32_t mask;  // of a warp's lanes; 0 is the warpgroup's
+  int arrived;
+  const char* what;
+  Here here;
+  void* parts[kWarpgroup];
+  Queue queue;
+};
+// The meeting if this thread is the last to come; otherwise waits for that one and gives nullptr.
+Meeting* join(uint32_t mask, void* part, const char* what, Here here);
+
+// Each lane of the mask brings a part, and the last computes for all: compute(Part* parts[32]).
+// A mask of 0 is the warpgroup, with 128 parts.
+template <class Part, class Compute>
+void collective(uint32_t mask, const char* what, Part& part, const Compute& compute, Here here) {
+  Meeting* meeting = join(mask, &part, what, here);
+  if (meeting == nullptr) return;
+  compute(reinterpret_cast<Part**>(meeting->parts));
+  wake(meeting->queue);
+}
+
+}  // namespace emulator
