@@ -71,21 +71,10 @@ __global__ void __launch_bounds__(kThreads)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, q = lane % 4;
 
-  // The bias is where the sums start: sums[n] are of channels g, g + 8 and tokens 8n + 2q, + 1.
-  float sums[kTokens / 8][4];
-#pragma unroll
-  for (int n = 0; n < kTokens / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = tile.t + 8 * n + 2 * q + i;
-      const bool inside = p.bias && t < p.T;
-      sums[n][i] = sums[n][i + 2] = inside ? float(*pointer<T>(p.bias, t)) : 0.0f;
-    }
-  }
-
   const T* const x = pointer<T>(p.x, tile.b * p.x_stride_b + tile.c);
   const T* const weight = pointer<T>(p.weight, tile.t * p.weight_stride);
   const int chunks = (p.S + kDepth - 1) / kDepth;
+  float sums[kTokens / 8][4] = {};  // sums[n]: of channels g and g + 8, tokens 8n + 2q and the next
   const auto load_chunk = [&](int chunk) {
     if (chunk < chunks) {
       auto& stage = shared.stages[chunk % kStages];
@@ -142,10 +131,11 @@ __global__ void __launch_bounds__(kThreads)
     const Items scale = items(p.scale, c);
     const Items residual =
         items(p.residual, tile.b * p.residual_stride_b + t * p.residual_stride_t + c);
+    const float bias = p.bias ? float(*pointer<T>(p.bias, t)) : 0.0f;
     Items y;
 #pragma unroll
     for (int j = 0; j < kItems; ++j) {
-      float value = shared.sums[row][column + j];
+      float value = shared.sums[row][column + j] + bias;
       if (p.scale) value *= float(scale.at[j]);
       if (p.residual) value += float(residual.at[j]);
       y.at[j] = T(value);
@@ -168,8 +158,7 @@ bool aligned(const TokenLinearParams& p) {
          reinterpret_cast<uintptr_t>(p.weight) % 8 == 0;
 }
 
-// The tile that computes least in vain; a tile costs a further reading of x, about 32 tokens'
-// worth.
+// The tile that computes least in vain. Another one reads x again, which is worth about 32 tokens.
 int tokens_of_a_tile(int T) {
   const auto cost = [T](int tokens) { return (T + tokens - 1) / tokens * (tokens + 32); };
   return cost(208) < cost(64) ? 208 : 64;
