@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 CSRC = Path(__file__).parents[1] / "csrc"
-SOURCES = [*sorted(CSRC.glob("emulator/*.cpp")), CSRC / "cuda/token_linear.cu"]
+SOURCES = sorted([*CSRC.glob("emulator/*.c*"), CSRC / "cuda/token_linear.cu"])
 CACHE = CSRC.parent / "build/emulator"
 CXX = shlex.split(os.environ.get("CXX") or "g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
@@ -47,7 +47,8 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
         line = f'# 1 "{path.relative_to(CSRC)}"\n'
         objects.append(_make(".o", [*CXX, *flags, *compile_text], line + text + _headers()))
     library = ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
-    library.token_linear.restype = ctypes.c_char_p
+    for kernel in (library.token_linear, library.hopper_example):
+        kernel.restype = ctypes.c_char_p
     return library
 
 
@@ -86,6 +87,18 @@ class TokenLinearParams(ctypes.Structure):
     ]
 
 
+class HopperExampleParams(ctypes.Structure):
+    """As in csrc/emulator/hopper_example.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "y")),
+        ("B", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("S", "T", "C")),
+        ("weight_stride", ctypes.c_int64),
+        ("x_through_registers", ctypes.c_bool),
+    ]
+
+
 def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=None) -> Tensor:
     """The kernel's result; RuntimeError with the emulator's message if the run failed."""
     (B, S, C), T = x.shape, weight.shape[0]
@@ -93,12 +106,26 @@ def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=
     pointers = [0 if t is None else t.data_ptr() for t in (x, weight, bias, scale, residual, y)]
     strides = (0, 0) if residual is None else residual.stride()[:2]
     params = TokenLinearParams(*pointers, B, S, T, C, *x.stride()[:2], weight.stride(0), *strides)
-    dtype = (torch.float16, torch.bfloat16).index(x.dtype)
-    message = library.token_linear(ctypes.c_uint64(seed), ctypes.byref(params), dtype)
-    if message:
-        raise RuntimeError(message.decode())
-    assert fence_stands(y), f"seed {seed}: written outside of y"
+    _run(library.token_linear, seed, params, y)
     return y
+
+
+def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> Tensor:
+    """token_linear without options, by TMA and wgmma."""
+    (B, S, C), T = x.shape, weight.shape[0]
+    y = fenced(x.new_full((B, T, C), float("nan")))
+    pointers = [t.data_ptr() for t in (x, weight, y)]
+    params = HopperExampleParams(*pointers, B, S, T, C, weight.stride(0), x_through_registers)
+    _run(library.hopper_example, seed, params, y)
+    return y
+
+
+def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
+    dtype = (torch.float16, torch.bfloat16).index(y.dtype)
+    message = kernel(ctypes.c_uint64(seed), ctypes.byref(params), dtype)
+    if message:
+        raise RuntimeError(f"seed {seed}: {message.decode()}")
+    assert _fence_stands(y), f"seed {seed}: written outside of y"
 
 
 FENCE = 1 << 14  # elements: more than any access misses by, planted bugs included
@@ -111,7 +138,7 @@ def fenced(t: Tensor, shift: int = 0) -> Tensor:
     return inside.copy_(t)
 
 
-def fence_stands(t: Tensor) -> bool:
+def _fence_stands(t: Tensor) -> bool:
     """Whether all is NaN still around a tensor that ``fenced`` made."""
     storage = t.new_empty(0).set_(t.untyped_storage())
     first = t.storage_offset()

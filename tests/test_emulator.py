@@ -74,20 +74,20 @@ def integer_cases():
     yield "strided residual", (x, weight, None, None, fenced(integers(3, 98, 72).to(bf16))[:, ::2])
 
 
-def check(case, args, library, seed):
-    wanted = reference(*(t if t is None else t.double() for t in args)).to(args[0].dtype)
-    result = emulator.token_linear(library, seed, *args)
-    wrong = (result != wanted).sum().item()
-    assert not wrong, f"{case}, seed {seed}: {wrong} of {result.numel()} are wrong"
+def check_token_linear(library, seed):
+    for case, args in integer_cases():
+        wanted = reference(*(t if t is None else t.double() for t in args)).to(args[0].dtype)
+        result = emulator.token_linear(library, seed, *args)
+        wrong = (result != wanted).sum().item()
+        assert not wrong, f"{case}, seed {seed}: {wrong} of {result.numel()} are wrong"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_integers_are_exact(seed, library):
-    for case, args in integer_cases():
-        check(case, args, library, seed)
+def test_token_linear_is_exact_on_integers(seed, library):
+    check_token_linear(library, seed)
 
 
-PLANTED = {
+TOKEN_LINEAR = {
     "no wait for a copy": ("cp_async_wait<kStages - 2>();", ""),
     "a wait for one group too few": ("_wait<kStages - 2>", "_wait<kStages - 1>"),
     "no group for the missing chunks": (
@@ -96,7 +96,9 @@ PLANTED = {
     ),
     "no barrier before a chunk is read": ("block_barrier();  // all have", "// all have"),
     "a barrier for one warp alone": ("block_barrier();  // all", "if (!warp) block_barrier();  //"),
-    "a chunk loaded into the one being read": ("load_chunk(chunk + kStages - 1)", "load_chunk(chunk + kStages)"),
+    "a chunk loaded into the one being read": (
+        "load_chunk(chunk + kStages - 1)", "load_chunk(chunk + kStages)",
+    ),
     "no barrier before the sums are stored": ("block_barrier();  // the sums", "// the sums"),
     "no barrier before the sums are read": ("}\n  block_barrier();\n", "}\n"),
     "rows beyond the end read": ("row < rows && column < columns", "column < columns"),
@@ -119,12 +121,67 @@ PLANTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bug", PLANTED)
-def test_planted_bug_is_caught(bug):
-    library = emulator.build("token_linear.cu", *PLANTED[bug])
-    cases = list(integer_cases())
+HOPPER_EXAMPLE = {
+    "no wait for x and weight": (
+        "mbarrier_wait(shared.full[chunk % kStages], chunk / kStages % 2);", "",
+    ),
+    "no wait for a free place": (
+        "mbarrier_wait(shared.empty[chunk % kStages], chunk / kStages % 2 ^ 1);", "",
+    ),
+    "wait for the wrong phase": ("chunk / kStages % 2 ^ 1", "chunk / kStages % 2"),
+    "too few bytes expected": ("full, sizeof stage", "full, sizeof stage.x"),
+    "too many bytes expected": ("full, sizeof stage", "full, sizeof stage + 16"),
+    "place never handed back": ("mbarrier_arrive(shared.empty[chunk % kStages]);", ""),
+    "place handed back by whoever comes first": ("empty[stage], kConsumers", "empty[stage], 32"),
+    "place handed back before it was read": (
+        "wgmma_wait<0>(sums);\n    mbarrier_arrive(shared.empty[chunk % kStages]);",
+        "mbarrier_arrive(shared.empty[chunk % kStages]);\n    wgmma_wait<0>(sums);",
+    ),
+    "no wait for the products": ("wgmma_wait<0>", "wgmma_wait<1>"),
+    "products never closed": ("wgmma_commit();", ""),
+    "no fence before the products": ("wgmma_fence();", ""),
+    "no barrier after the mbarriers' start": ("block_barrier();", ""),
+    "no fence before the copy to y": ("async_proxy_fence();", ""),
+    "no barrier before the copy to y": ("named_barrier(1, kConsumers);", ""),
+    "a barrier for the producer too": ("(1, kConsumers)", "(1, kThreads)"),
+    "copy to y never waited for": ("tma_store_wait_read<0>();", ""),
+    "sums not started at zero": ("chunk > 0 || k > 0", "true"),
+    "sums started anew in each chunk": ("chunk > 0 || k > 0", "k > 0"),
+    "rows of y not swizzled": ("swizzled(shared.y, t + row, column)", "&shared.y[t + row][column]"),
+    "x read as if k were along its rows": ("kTokens, Major::kMN>", "kTokens>"),
+    "y not transposed": ("stmatrix<true>", "stmatrix"),
+    "first image's y": ("{c, 0, b}", "{c, 0, 0}"),
+}  # fmt: skip
+
+
+def check_hopper_example(library, seed):
+    """Three chunks through a ring of two, with a tail in every dimension."""
+    B, S, T, C = 2, 140, 196, 72
+    x = fenced(integers(B, S, C).to(torch.bfloat16))
+    weight = fenced(integers(T, 144).to(torch.bfloat16))[:, :S]
+    wanted = (weight.double() @ x.double()).to(x.dtype)
+    for x_through_registers in (False, True):
+        result = emulator.hopper_example(library, seed, x, weight, x_through_registers)
+        wrong = (result != wanted).sum().item()
+        assert not wrong, f"seed {seed}: {wrong} of {result.numel()} are wrong"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_hopper_example_is_exact(seed, library):
+    check_hopper_example(library, seed)
+
+
+PLANTED = {
+    "token_linear.cu": (TOKEN_LINEAR, check_token_linear),
+    "hopper_example.cu": (HOPPER_EXAMPLE, check_hopper_example),
+}
+
+
+@pytest.mark.parametrize("source, bug", [(s, bug) for s in PLANTED for bug in PLANTED[s][0]])
+def test_planted_bug_is_caught(source, bug):
+    bugs, check_once = PLANTED[source]
+    library = emulator.build(source, *bugs[bug])
     with pytest.raises((RuntimeError, AssertionError)) as caught:
         for seed in SEEDS:
-            for case, args in cases:
-                check(case, args, library, seed)
+            check_once(library, seed)
     print(caught.value)

@@ -14,11 +14,14 @@ namespace shiftmlp {
 
 constexpr uint32_t kAllLanes = 0xffffffff;
 
-#ifdef __CUDACC__
+// The number by which the instructions below know a place in shared memory.
 __device__ inline uint32_t shared_address(const void* shared) {
+#ifdef __CUDACC__
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-}
+#else
+  return emulator::shared_address(shared);
 #endif
+}
 
 __device__ inline void block_barrier([[maybe_unused]] Here here = Here::current()) {
 #ifdef __CUDACC__

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
+#include <list>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -50,8 +50,8 @@ struct Barrier {
 };
 
 struct Warp {
-  uint32_t ready = 0;            // lanes that can go on
-  std::deque<Meeting> meetings;  // one for every mask that was used
+  uint32_t ready = 0;           // lanes that can go on
+  std::list<Meeting> meetings;  // one for every mask that was used
 };
 
 struct FreeAligned {
@@ -61,11 +61,11 @@ struct FreeAligned {
 struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  Meeting warpgroups[1024 / kWarpgroup] = {};
   Barrier barriers[16] = {};
   std::vector<std::function<void()>> pending;
   std::unique_ptr<unsigned char[], FreeAligned> shared;
   size_t shared_bytes;
+  Hopper hopper;
   Thread* running = nullptr;  // nullptr: the host
   int left;                   // threads that have not exited
 
@@ -109,12 +109,13 @@ void live() {
   for (;;) {
     (*kernel_of_run)();
     Thread& me = self();
-    for (const auto& group : me.copies) {
-      if (!group.empty()) fail("a thread exits with copies that it never waited for", me.here);
-    }
+    if (!me.copies.idle()) fail("exits with copies that it never waited for", me.here);
+    if (!block->hopper.products[me.warp()].idle()) fail("exits with products under way", me.here);
+    if (!me.stores.idle()) fail("exits while TMA reads shared memory", me.here);
     me.exited = true;
-    block->warps[me.rank / kWarp].ready &= ~(1u << me.lane());
+    block->warps[me.warp()].ready &= ~(1u << me.lane());
     if (--block->left == 0) {
+      if (!block->pending.empty()) fail("the block exits with TMA copies under way", me.here);
       go_on_with(nullptr);
     } else {
       let_others_go_on();
@@ -129,13 +130,16 @@ Block::Block(dim3 size, size_t bytes) : shared_bytes(bytes), left(size.x * size.
   for (int rank = 0; rank < left; ++rank) {
     const unsigned i = rank;
     const uint3 index{i % size.x, i / size.x % size.y, i / size.x / size.y};
-    threads.push_back({rank, index, "", Here::current(), false, {{}}});
+    threads.push_back({rank, index, "", Here::current(), false, {}, {}});
     warps[rank / kWarp].ready |= 1u << rank % kWarp;
     if (fibers.size() <= i) fibers.push_back(std::make_unique<Fiber>(live));
   }
   // No byte more than asked for: AddressSanitizer sees an access behind it.
   shared.reset(new (kSharedAlignment) unsigned char[bytes]);
   std::memset(shared.get(), kNaN, bytes);
+  hopper.shared.resize(bytes, kNaN);
+  hopper.products.resize(warps.size());
+  hopper.sums.resize(warps.size());
 }
 
 // Who goes on; nullptr if nobody can.
@@ -191,6 +195,8 @@ void set_seed(uint64_t seed) { random_state = seed; }
 
 Thread& self() { return *block->running; }
 
+Hopper& hopper() { return block->hopper; }
+
 unsigned char* shared_memory() { return block->shared.get(); }
 
 void run(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -241,7 +247,7 @@ void pause() {
 void sleep(Queue& queue, const char* waits_for, Here here) {
   Thread& me = self();
   me.waits_for = waits_for, me.here = here;
-  block->warps[me.rank / kWarp].ready &= ~(1u << me.lane());
+  block->warps[me.warp()].ready &= ~(1u << me.lane());
   queue.push_back(&me);
   let_others_go_on();
 }
@@ -249,7 +255,7 @@ void sleep(Queue& queue, const char* waits_for, Here here) {
 void wake(Queue& queue) {
   for (Thread* thread : queue) {
     thread->waits_for = "";
-    block->warps[thread->rank / kWarp].ready |= 1u << thread->lane();
+    block->warps[thread->warp()].ready |= 1u << thread->lane();
   }
   queue.clear();
 }
@@ -277,23 +283,19 @@ void barrier(int id, int threads, bool wait, Here here) {
 Meeting* join(uint32_t mask, void* part, const char* what, Here here) {
   pause();
   Thread& me = self();
-  Meeting* at = &block->warpgroups[me.rank / kWarpgroup];
-  if (mask != 0) {
-    if (!(mask >> me.lane() & 1)) fail("the lane is not in its own mask", here);
-    auto& meetings = block->warps[me.rank / kWarp].meetings;
-    const auto found = std::find_if(meetings.begin(), meetings.end(),
-                                    [mask](const Meeting& m) { return m.mask == mask; });
-    at = found != meetings.end() ? &*found
-                                 : &meetings.emplace_back(Meeting{mask, 0, {}, {}, {}, {}});
-  }
+  if (!(mask >> me.lane() & 1)) fail("the lane is not in its own mask", here);
+  auto& meetings = block->warps[me.warp()].meetings;
+  auto at = std::find_if(meetings.begin(), meetings.end(),
+                         [mask](const Meeting& meeting) { return meeting.mask == mask; });
+  if (at == meetings.end()) at = meetings.insert(at, Meeting{mask, 0, "", here, {}, {}});
   if (at->arrived == 0) at->what = what, at->here = here;
   if (std::strcmp(at->what, what) || !same_line(at->here, here)) {
     fail(std::string("divergent ") + what + ": others are at " + where(at->here), here);
   }
-  at->parts[mask ? me.lane() : me.rank % kWarpgroup] = part;
-  if (++at->arrived == (mask ? __builtin_popcount(mask) : kWarpgroup)) {
+  at->parts[me.lane()] = part;
+  if (++at->arrived == __builtin_popcount(mask)) {
     at->arrived = 0;
-    return at;
+    return &*at;
   }
   sleep(at->queue, what, here);
   return nullptr;

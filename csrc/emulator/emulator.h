@@ -7,9 +7,11 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <source_location>
 #include <string>
 #include <vector>
@@ -19,7 +21,6 @@ namespace emulator {
 using Here = std::source_location;
 
 constexpr int kWarp = 32;
-constexpr int kWarpgroup = 128;
 constexpr int kNaN = 0xff;  // this byte throughout is NaN in every format
 
 // Runs kernel() for every thread of the grid. Throws std::runtime_error with what went wrong.
@@ -34,11 +35,23 @@ void set_seed(uint64_t seed);
 struct Thread;
 using Queue = std::vector<Thread*>;
 
-// A copy that has been started and not yet waited for.
-struct Copy {
-  void* to;
-  const void* from;
-  int bytes;
+// Asynchronous work of a thread, in groups that it closes and waits for in their order. Nothing is
+// done before the wait that demands it.
+class Groups {
+ public:
+  void add(std::function<void()> work) { groups_.back().push_back(std::move(work)); }
+  void commit() { groups_.emplace_back(); }
+  void wait(size_t left) {  // until so many closed groups are left
+    for (; groups_.size() > left + 1; groups_.pop_front()) {
+      for (const auto& work : groups_.front()) work();
+    }
+  }
+  bool idle() const {
+    return std::all_of(groups_.begin(), groups_.end(), [](const auto& g) { return g.empty(); });
+  }
+
+ private:
+  std::deque<std::vector<std::function<void()>>> groups_{1};
 };
 
 // What a thread of the running block is and has under way.
@@ -48,11 +61,35 @@ struct Thread {
   const char* waits_for;  // and where, for the report; "" when it does not
   Here here;
   bool exited;
-  std::deque<std::vector<Copy>> copies;  // by group; the last one is still open
+  Groups copies, stores;  // by cp.async and by TMA
+
+  bool fenced = false;  // since it last waited for products
 
   int lane() const { return rank % kWarp; }
+  int warp() const { return rank / kWarp; }
 };
 Thread& self();
+
+struct MbarrierState {
+  int arrivals, missing, phase;
+  int64_t bytes;
+  Queue queue;
+};
+
+// The 16 rows of a warp in a sum whose products are under way.
+struct Sums {
+  std::vector<float> values;
+  int products;
+};
+
+// What the units of sm_90 know of the running block.
+struct Hopper {
+  std::map<const void*, MbarrierState> mbarriers;
+  std::vector<unsigned char> shared;  // as TMA and wgmma see it: without what no fence published
+  std::vector<Groups> products;       // by warp
+  std::vector<std::map<const float*, Sums>> sums;  // by warp and the place of its first lane's
+};
+Hopper& hopper();
 
 // The dynamic shared memory of the running block.
 unsigned char* shared_memory();
@@ -72,20 +109,19 @@ void later(std::function<void()> work);
 // Joins a barrier of the block; with `wait` false only arrives. `threads` of 0: the whole block.
 void barrier(int id, int threads, bool wait, Here here);
 
-// Threads that must all come to the same line before any of them goes on.
+// Lanes that must all come to the same line before any of them goes on.
 struct Meeting {
-  uint32_t mask;  // of a warp's lanes; 0 is the warpgroup's
+  uint32_t mask;
   int arrived;
   const char* what;
   Here here;
-  void* parts[kWarpgroup];
+  void* parts[kWarp];
   Queue queue;
 };
-// The meeting if this thread is the last to come; otherwise waits for that one and gives nullptr.
+// The meeting if this lane is the last to come; otherwise waits for that one and gives nullptr.
 Meeting* join(uint32_t mask, void* part, const char* what, Here here);
 
 // Each lane of the mask brings a part, and the last computes for all: compute(Part* parts[32]).
-// A mask of 0 is the warpgroup, with 128 parts.
 template <class Part, class Compute>
 void collective(uint32_t mask, const char* what, Part& part, const Compute& compute, Here here) {
   Meeting* meeting = join(mask, &part, what, here);

@@ -4,6 +4,7 @@
 
 #include "../cuda/token_linear.h"
 #include "emulator.h"
+#include "hopper_example.h"
 
 namespace {
 
@@ -26,6 +27,11 @@ extern "C" {
 const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
                          shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
+}
+
+const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
+                           shiftmlp::DType dtype) {
+  return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });
 }
 
 }  // extern "C"

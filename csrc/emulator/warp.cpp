@@ -6,18 +6,6 @@
 namespace emulator {
 namespace {
 
-constexpr uint32_t kAllLanes = 0xffffffff;
-
-// The lane that holds element (row, column) of an 8-column matrix, two columns to a lane.
-int lane_of(int row, int column) { return row % 8 * 4 + column % 8 / 2; }
-
-template <class T>
-float half_of(uint32_t word, int which) {
-  T value;
-  value.bits = static_cast<uint16_t>(word >> 16 * which);
-  return value;
-}
-
 struct Fragments {
   float* d;
   const uint32_t *a, *b;
@@ -55,22 +43,19 @@ void cp_async(void* shared, const void* global, int bytes, bool inside, Here her
   check_aligned(global, bytes, here);
   std::memset(shared, kNaN, bytes);
   self().here = here;
-  self().copies.back().push_back({shared, inside ? global : nullptr, bytes});
+  self().copies.add([=] {
+    if (inside) {
+      std::memcpy(shared, global, bytes);
+    } else {
+      std::memset(shared, 0, bytes);
+    }
+  });
 }
 
-void cp_async_commit() { self().copies.emplace_back(); }
+void cp_async_commit() { self().copies.commit(); }
 
 void cp_async_wait(size_t groups) {
-  auto& copies = self().copies;
-  for (; copies.size() > groups + 1; copies.pop_front()) {
-    for (const Copy& copy : copies.front()) {
-      if (copy.from) {
-        std::memcpy(copy.to, copy.from, copy.bytes);
-      } else {
-        std::memset(copy.to, 0, copy.bytes);
-      }
-    }
-  }
+  self().copies.wait(groups);
   pause();
 }
 

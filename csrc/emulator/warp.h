@@ -8,6 +8,24 @@
 
 namespace emulator {
 
+constexpr uint32_t kAllLanes = 0xffffffff;
+
+// The lane that holds element (row, column) of an 8-column matrix, two columns to a lane.
+inline int lane_of(int row, int column) { return row % 8 * 4 + column % 8 / 2; }
+
+// The first or second value of a word. T is __nv_bfloat16 or __half throughout.
+template <class T>
+float half_of(uint32_t word, int which) {
+  T value;
+  value.bits = static_cast<uint16_t>(word >> 16 * which);
+  return value;
+}
+
+// As the hardware sees it: from the start of shared memory.
+inline uint32_t shared_address(const void* shared) {
+  return static_cast<const unsigned char*>(shared) - shared_memory();
+}
+
 void warp_barrier(uint32_t mask, Here here);
 
 // The value that lane `source`, modulo 32, brings.
@@ -40,7 +58,6 @@ void cp_async_wait(size_t groups);
 
 void ldmatrix(uint32_t* to, const void* row, int count, bool transpose, Here here);
 
-// T is __nv_bfloat16 or __half.
 template <class T>
 void mma(float* d, const uint32_t* a, const uint32_t* b, Here here);
 void mma_tf32(float* d, const uint32_t* a, const uint32_t* b, Here here);
