@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #ifndef __CUDACC__
-#include "../emulator/emulator.h"
+#include "../emulator/primitives.h"
 #endif
 
 namespace shiftmlp {
@@ -35,7 +35,10 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   }
   kernel<<<grid, block, shared_bytes, stream>>>(args...);
 #else
-  emulator::run(grid, block, shared_bytes, [&] { kernel(args...); });
+  const auto call = [&] { kernel(args...); };
+  emulator::run(
+      grid, block, shared_bytes,
+      [](const void* call_it) { (*static_cast<decltype(&call)>(call_it))(); }, &call);
 #endif
 }
 

@@ -10,8 +10,6 @@
 
 #include <stdexcept>
 #include <string>
-#else
-#include "../emulator/hopper.h"
 #endif
 
 namespace shiftmlp {

@@ -6,10 +6,6 @@
 
 #include "device.h"
 
-#ifndef __CUDACC__
-#include "../emulator/warp.h"
-#endif
-
 namespace shiftmlp {
 
 constexpr uint32_t kAllLanes = 0xffffffff;
@@ -35,7 +31,7 @@ __device__ inline void warp_barrier([[maybe_unused]] Here here = Here::current()
 #ifdef __CUDACC__
   __syncwarp();
 #else
-  emulator::warp_barrier(kAllLanes, here);
+  emulator::warp_barrier(here);
 #endif
 }
 
@@ -45,7 +41,8 @@ __device__ T shuffle(T value, int lane, [[maybe_unused]] Here here = Here::curre
 #ifdef __CUDACC__
   return __shfl_sync(kAllLanes, value, lane);
 #else
-  return emulator::shuffle(kAllLanes, value, lane, here);
+  emulator::shuffle(&value, sizeof value, lane, here);
+  return value;
 #endif
 }
 template <class T>
@@ -53,7 +50,7 @@ __device__ T shuffle_xor(T value, int mask, [[maybe_unused]] Here here = Here::c
 #ifdef __CUDACC__
   return __shfl_xor_sync(kAllLanes, value, mask);
 #else
-  return emulator::shuffle(kAllLanes, value, emulator::self().lane() ^ mask, here);
+  return shuffle(value, emulator::lane() ^ mask, here);
 #endif
 }
 

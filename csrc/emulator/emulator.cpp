@@ -81,7 +81,8 @@ struct Block {
 };
 
 Block* block;
-const std::function<void()>* kernel_of_run;
+void (*kernel)(const void*);
+const void* arguments;
 std::string error;
 
 // Kept from block to block. A run that failed leaves its threads where they stood: those go.
@@ -107,7 +108,7 @@ void let_others_go_on() {
 
 void live() {
   for (;;) {
-    (*kernel_of_run)();
+    kernel(arguments);
     Thread& me = self();
     if (!me.copies.idle()) fail("exits with copies that it never waited for", me.here);
     if (!block->hopper.products[me.warp()].idle()) fail("exits with products under way", me.here);
@@ -199,8 +200,15 @@ Hopper& hopper() { return block->hopper; }
 
 unsigned char* shared_memory() { return block->shared.get(); }
 
-void run(dim3 grid, dim3 size, size_t shared_bytes, const std::function<void()>& kernel) {
-  kernel_of_run = &kernel;
+uint32_t shared_address(const void* shared) {
+  return static_cast<const unsigned char*>(shared) - shared_memory();
+}
+
+int lane() { return self().lane(); }
+
+void run(dim3 grid, dim3 size, size_t shared_bytes, void (*kernel_to_run)(const void*),
+         const void* its_arguments) {
+  kernel = kernel_to_run, arguments = its_arguments;
   gridDim = grid, blockDim = size;
   for (const int i : random_order(grid.x * grid.y * grid.z)) {
     const unsigned n = i;

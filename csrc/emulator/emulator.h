@@ -5,26 +5,20 @@
 // leaves undefined ends the run with a message that names the line.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
 #include <map>
-#include <source_location>
 #include <string>
 #include <vector>
 
-namespace emulator {
+#include "primitives.h"
 
-using Here = std::source_location;
+namespace emulator {
 
 constexpr int kWarp = 32;
 constexpr int kNaN = 0xff;  // this byte throughout is NaN in every format
-
-// Runs kernel() for every thread of the grid. Throws std::runtime_error with what went wrong.
-void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
 // The order of threads, blocks and asynchronous work in the runs that follow.
 void set_seed(uint64_t seed);
@@ -91,9 +85,6 @@ struct Hopper {
 };
 Hopper& hopper();
 
-// The dynamic shared memory of the running block.
-unsigned char* shared_memory();
-
 // Fails unless [at, at + bytes) lies in shared memory, `at` a multiple of `alignment`.
 void check_shared(const void* at, size_t bytes, size_t alignment, Here here);
 void check_aligned(const void* at, size_t alignment, Here here);
@@ -105,9 +96,6 @@ void sleep(Queue& queue, const char* waits_for, Here here);
 void wake(Queue& queue);
 // Does `work` at a time of the scheduler's choice, at the latest when nobody else can go on.
 void later(std::function<void()> work);
-
-// Joins a barrier of the block; with `wait` false only arrives. `threads` of 0: the whole block.
-void barrier(int id, int threads, bool wait, Here here);
 
 // Lanes that must all come to the same line before any of them goes on.
 struct Meeting {
@@ -128,6 +116,19 @@ void collective(uint32_t mask, const char* what, Part& part, const Compute& comp
   if (meeting == nullptr) return;
   compute(reinterpret_cast<Part**>(meeting->parts));
   wake(meeting->queue);
+}
+
+constexpr uint32_t kAllLanes = 0xffffffff;
+
+// The lane that holds element (row, column) of an 8-column matrix, two columns to a lane.
+inline int lane_of(int row, int column) { return row % 8 * 4 + column % 8 / 2; }
+
+// The first or second value of a word.
+template <class T>
+float half_of(uint32_t word, int which) {
+  T value;
+  value.bits = static_cast<uint16_t>(word >> 16 * which);
+  return value;
 }
 
 }  // namespace emulator

@@ -1,12 +1,16 @@
-#include "hopper.h"
-
 #include <array>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
 
+#include "emulator.h"
+
 namespace emulator {
 namespace {
+
+// 16-byte words of 128-byte rows change places with the number of the row, as TMA and wgmma
+// swizzle.
+uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 MbarrierState& state_of(const void* mbarrier, Here here) {
   const auto found = hopper().mbarriers.find(mbarrier);

@@ -1,7 +1,7 @@
-#include "warp.h"
-
 #include <bit>
 #include <cstring>
+
+#include "emulator.h"
 
 namespace emulator {
 namespace {
@@ -32,9 +32,24 @@ void multiply(Fragments** lanes, const A& a_at, const B& b_at) {
 
 }  // namespace
 
-void warp_barrier(uint32_t mask, Here here) {
+void warp_barrier(Here here) {
   int nothing = 0;
-  collective(mask, "a warp's barrier", nothing, [](int**) {}, here);
+  collective(kAllLanes, "a warp's barrier", nothing, [](int**) {}, here);
+}
+
+void shuffle(void* value, size_t bytes, int source, Here here) {
+  struct Part {
+    void* value;
+    int source;
+  } part{value, source % kWarp};
+  const auto exchange = [bytes](Part** lanes) {
+    unsigned char values[kWarp][8];
+    for (int lane = 0; lane < kWarp; ++lane) std::memcpy(values[lane], lanes[lane]->value, bytes);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      std::memcpy(lanes[lane]->value, values[lanes[lane]->source], bytes);
+    }
+  };
+  collective(kAllLanes, "a shuffle", part, exchange, here);
 }
 
 void cp_async(void* shared, const void* global, int bytes, bool inside, Here here) {

@@ -1,13 +1,46 @@
-// What the primitives of sm_90a do in the emulator.
+// What the kernels' primitives do in the emulator: all of it that a kernel's source has to read,
+// and little, because each planted bug has a kernel compiled anew.
 #pragma once
 
-#include "warp.h"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <source_location>
 
 namespace emulator {
 
-// 16-byte words of 128-byte rows change places with the number of the row, as TMA and wgmma
-// swizzle.
-inline uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
+using Here = std::source_location;
+
+// Calls kernel(arguments) for every thread of the grid. Throws std::runtime_error with what went
+// wrong.
+void run(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(const void*),
+         const void* arguments);
+
+// The dynamic shared memory of the running block, and a place in it as the hardware numbers it.
+unsigned char* shared_memory();
+uint32_t shared_address(const void* shared);
+
+int lane();
+
+// Joins a barrier of the block; with `wait` false only arrives. `threads` of 0: the whole block.
+void barrier(int id, int threads, bool wait, Here here);
+void warp_barrier(Here here);
+
+// Replaces the value by that of lane `source`, modulo 32.
+void shuffle(void* value, size_t bytes, int source, Here here);
+
+void cp_async(void* shared, const void* global, int bytes, bool inside, Here here);
+void cp_async_commit();
+void cp_async_wait(size_t groups);
+
+void ldmatrix(uint32_t* to, const void* row, int count, bool transpose, Here here);
+
+// T is __nv_bfloat16 or __half, here and below.
+template <class T>
+void mma(float* d, const uint32_t* a, const uint32_t* b, Here here);
+void mma_tf32(float* d, const uint32_t* a, const uint32_t* b, Here here);
+uint32_t to_tf32(float value);
 
 void async_proxy_fence();
 
