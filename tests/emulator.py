@@ -47,8 +47,6 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
         line = f'# 1 "{path.relative_to(CSRC)}"\n'
         objects.append(_make(".o", [*CXX, *flags, *compile_text], line + text + _headers()))
     library = ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
-    for kernel in (library.token_linear, library.hopper_example):
-        kernel.restype = ctypes.c_char_p
     return library
 
 
@@ -120,12 +118,24 @@ def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> 
     return y
 
 
+def conform(library, primitive: str, out: Tensor, a: Tensor, b: Tensor | None = None, *args):
+    """``out``, filled by the kernel of csrc/emulator/conformance.h that tries the primitive."""
+    pointers = [0 if t is None else t.data_ptr() for t in (a, b, out)]
+    tensors = (ctypes.c_void_p * 3)(*pointers)
+    _call(getattr(library, f"conform_{primitive}"), 0, tensors, *args)
+    return out
+
+
 def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
-    dtype = (torch.float16, torch.bfloat16).index(y.dtype)
-    message = kernel(ctypes.c_uint64(seed), ctypes.byref(params), dtype)
+    _call(kernel, seed, ctypes.byref(params), (torch.float16, torch.bfloat16).index(y.dtype))
+    assert _fence_stands(y), f"seed {seed}: written outside of y"
+
+
+def _call(kernel, seed: int, *args) -> None:
+    kernel.restype = ctypes.c_char_p
+    message = kernel(ctypes.c_uint64(seed), *args)
     if message:
         raise RuntimeError(f"seed {seed}: {message.decode()}")
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
 
 
 FENCE = 1 << 14  # elements: more than any access misses by, planted bugs included

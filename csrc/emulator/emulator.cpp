@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <list>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -50,8 +49,8 @@ struct Barrier {
 };
 
 struct Warp {
-  uint32_t ready = 0;           // lanes that can go on
-  std::list<Meeting> meetings;  // one for every mask that was used
+  uint32_t ready = 0;  // lanes that can go on
+  Meeting meeting{};
 };
 
 struct FreeAligned {
@@ -131,7 +130,7 @@ Block::Block(dim3 size, size_t bytes) : shared_bytes(bytes), left(size.x * size.
   for (int rank = 0; rank < left; ++rank) {
     const unsigned i = rank;
     const uint3 index{i % size.x, i / size.x % size.y, i / size.x / size.y};
-    threads.push_back({rank, index, "", Here::current(), false, {}, {}});
+    threads.push_back({rank, index, "", Here::current(), false, {}, {}, false});
     warps[rank / kWarp].ready |= 1u << rank % kWarp;
     if (fibers.size() <= i) fibers.push_back(std::make_unique<Fiber>(live));
   }
@@ -168,24 +167,23 @@ Thread* Block::choose() {
 
 // "threads 0-31, 64 wait for a barrier (kernel.cu:12); threads 32-63 have exited"
 std::string Block::report() const {
+  const auto doing = [](const Thread& thread) -> std::string {
+    if (thread.exited) return "have exited";
+    if (!*thread.waits_for) return "could go on";
+    return std::string("wait for ") + thread.waits_for + " (" + where(thread.here) + ")";
+  };
   std::map<std::string, std::vector<int>> groups;
-  for (const Thread& thread : threads) {
-    const bool waits = !thread.exited && *thread.waits_for;
-    groups[thread.exited ? "have exited"
-           : waits ? std::string("wait for ") + thread.waits_for + " (" + where(thread.here) + ")"
-                   : "could go on"]
-        .push_back(thread.rank);
-  }
+  for (const Thread& thread : threads) groups[doing(thread)].push_back(thread.rank);
   std::ostringstream text;
   const char* separator = "";
-  for (const auto& [doing, ranks] : groups) {
+  for (const auto& [what, ranks] : groups) {
     text << std::exchange(separator, "; ") << "threads ";
     for (size_t first = 0, last; first < ranks.size(); first = last + 1) {
       for (last = first; last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1;) ++last;
       text << (first ? ", " : "") << ranks[first];
       if (last != first) text << "-" << ranks[last];
     }
-    text << " " << doing;
+    text << " " << what;
   }
   return text.str();
 }
@@ -288,24 +286,20 @@ void barrier(int id, int threads, bool wait, Here here) {
   }
 }
 
-Meeting* join(uint32_t mask, void* part, const char* what, Here here) {
+Meeting* join(void* part, const char* what, Here here) {
   pause();
   Thread& me = self();
-  if (!(mask >> me.lane() & 1)) fail("the lane is not in its own mask", here);
-  auto& meetings = block->warps[me.warp()].meetings;
-  auto at = std::find_if(meetings.begin(), meetings.end(),
-                         [mask](const Meeting& meeting) { return meeting.mask == mask; });
-  if (at == meetings.end()) at = meetings.insert(at, Meeting{mask, 0, "", here, {}, {}});
-  if (at->arrived == 0) at->what = what, at->here = here;
-  if (std::strcmp(at->what, what) || !same_line(at->here, here)) {
-    fail(std::string("divergent ") + what + ": others are at " + where(at->here), here);
+  Meeting& at = block->warps[me.warp()].meeting;
+  if (at.arrived == 0) at.what = what, at.here = here;
+  if (std::strcmp(at.what, what) || !same_line(at.here, here)) {
+    fail(std::string("divergent ") + what + ": others are at " + where(at.here), here);
   }
-  at->parts[me.lane()] = part;
-  if (++at->arrived == __builtin_popcount(mask)) {
-    at->arrived = 0;
-    return &*at;
+  at.parts[me.lane()] = part;
+  if (++at.arrived == kWarp) {
+    at.arrived = 0;
+    return &at;
   }
-  sleep(at->queue, what, here);
+  sleep(at.queue, what, here);
   return nullptr;
 }
 

@@ -56,8 +56,7 @@ struct Thread {
   Here here;
   bool exited;
   Groups copies, stores;  // by cp.async and by TMA
-
-  bool fenced = false;  // since it last waited for products
+  bool fenced;            // since it last waited for products
 
   int lane() const { return rank % kWarp; }
   int warp() const { return rank / kWarp; }
@@ -97,9 +96,8 @@ void wake(Queue& queue);
 // Does `work` at a time of the scheduler's choice, at the latest when nobody else can go on.
 void later(std::function<void()> work);
 
-// Lanes that must all come to the same line before any of them goes on.
+// The lanes of a warp, who must all come to the same line before any of them goes on.
 struct Meeting {
-  uint32_t mask;
   int arrived;
   const char* what;
   Here here;
@@ -107,18 +105,16 @@ struct Meeting {
   Queue queue;
 };
 // The meeting if this lane is the last to come; otherwise waits for that one and gives nullptr.
-Meeting* join(uint32_t mask, void* part, const char* what, Here here);
+Meeting* join(void* part, const char* what, Here here);
 
-// Each lane of the mask brings a part, and the last computes for all: compute(Part* parts[32]).
+// Each lane brings a part, and the last one computes for all: compute(Part* parts[32]).
 template <class Part, class Compute>
-void collective(uint32_t mask, const char* what, Part& part, const Compute& compute, Here here) {
-  Meeting* meeting = join(mask, &part, what, here);
-  if (meeting == nullptr) return;
+void collective(const char* what, Part& part, const Compute& compute, Here here) {
+  Meeting* meeting = join(&part, what, here);
+  if (!meeting) return;
   compute(reinterpret_cast<Part**>(meeting->parts));
   wake(meeting->queue);
 }
-
-constexpr uint32_t kAllLanes = 0xffffffff;
 
 // The lane that holds element (row, column) of an 8-column matrix, two columns to a lane.
 inline int lane_of(int row, int column) { return row % 8 * 4 + column % 8 / 2; }

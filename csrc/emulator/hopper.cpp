@@ -222,7 +222,7 @@ void stmatrix(void* row, const uint32_t* from, int count, bool transpose, Here h
       for (int r = 0; r < 8; ++r) std::memcpy(lanes[8 * i + r]->row, matrix[r], 16);
     }
   };
-  collective(kAllLanes, "stmatrix", part, store, here);
+  collective("stmatrix", part, store, here);
 }
 
 template <class T>
@@ -238,7 +238,7 @@ void wgmma(float* d, int n, uint64_t a, bool k_major_a, uint64_t b, bool k_major
   const auto queue = [&](Part** lanes) {
     queue_product<T>(lanes, n, b, k_major_b, accumulate, a_at, here);
   };
-  collective(kAllLanes, "wgmma", part, queue, here);
+  collective("wgmma", part, queue, here);
 }
 
 template <class T>
@@ -260,7 +260,7 @@ void wgmma(float* d, int n, const uint32_t* a, uint64_t b, bool k_major_b, bool 
     const auto a_at = [rows](int row, int k) { return rows[row][k]; };
     queue_product<T>(lanes, n, b, k_major_b, accumulate, a_at, here);
   };
-  collective(kAllLanes, "wgmma", part, queue, here);
+  collective("wgmma", part, queue, here);
 }
 
 #define INSTANTIATE(T)                                                             \
@@ -275,15 +275,14 @@ void wgmma_fence() { self().fenced = true; }
 void wgmma_commit(Here here) {
   int nothing = 0;
   collective(
-      kAllLanes, "wgmma_commit", nothing, [](int**) { hopper().products[self().warp()].commit(); },
-      here);
+      "wgmma_commit", nothing, [](int**) { hopper().products[self().warp()].commit(); }, here);
 }
 
 void wgmma_wait(size_t groups, Here here) {
   int nothing = 0;
   collective(
-      kAllLanes, "wgmma_wait", nothing,
-      [groups](int**) { hopper().products[self().warp()].wait(groups); }, here);
+      "wgmma_wait", nothing, [groups](int**) { hopper().products[self().warp()].wait(groups); },
+      here);
   self().fenced = false;
 }
 

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "../cuda/token_linear.h"
+#include "conformance.h"
 #include "emulator.h"
 #include "hopper_example.h"
 
@@ -32,6 +33,32 @@ const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
                            shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });
+}
+
+const char* conform_ldmatrix(uint64_t seed, const shiftmlp::Conformance& p, int count,
+                             bool transpose) {
+  return run(seed, [&] { shiftmlp::launch_ldmatrix(p, count, transpose, nullptr); });
+}
+
+const char* conform_stmatrix(uint64_t seed, const shiftmlp::Conformance& p, int count,
+                             bool transpose) {
+  return run(seed, [&] { shiftmlp::launch_stmatrix(p, count, transpose, nullptr); });
+}
+
+const char* conform_mma_tf32(uint64_t seed, const shiftmlp::Conformance& p) {
+  return run(seed, [&] { shiftmlp::launch_mma_tf32(p, nullptr); });
+}
+
+const char* conform_warp(uint64_t seed, const shiftmlp::Conformance& p) {
+  return run(seed, [&] { shiftmlp::launch_warp(p, nullptr); });
+}
+
+const char* conform_tma(uint64_t seed, const shiftmlp::Conformance& p, int rank, const int* at) {
+  return run(seed, [&] { shiftmlp::launch_tma(p, rank, at, nullptr); });
+}
+
+const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, bool k_major) {
+  return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, nullptr); });
 }
 
 }  // extern "C"

@@ -34,7 +34,7 @@ void multiply(Fragments** lanes, const A& a_at, const B& b_at) {
 
 void warp_barrier(Here here) {
   int nothing = 0;
-  collective(kAllLanes, "a warp's barrier", nothing, [](int**) {}, here);
+  collective("a warp's barrier", nothing, [](int**) {}, here);
 }
 
 void shuffle(void* value, size_t bytes, int source, Here here) {
@@ -49,7 +49,7 @@ void shuffle(void* value, size_t bytes, int source, Here here) {
       std::memcpy(lanes[lane]->value, values[lanes[lane]->source], bytes);
     }
   };
-  collective(kAllLanes, "a shuffle", part, exchange, here);
+  collective("a shuffle", part, exchange, here);
 }
 
 void cp_async(void* shared, const void* global, int bytes, bool inside, Here here) {
@@ -92,7 +92,7 @@ void ldmatrix(uint32_t* to, const void* row, int count, bool transpose, Here her
       }
     }
   };
-  collective(kAllLanes, "ldmatrix", part, load, here);
+  collective("ldmatrix", part, load, here);
 }
 
 template <class T>
@@ -107,7 +107,7 @@ void mma(float* d, const uint32_t* a, const uint32_t* b, Here here) {
     };
     multiply<16>(lanes, a_at, b_at);
   };
-  collective(kAllLanes, "mma", part, compute, here);
+  collective("mma", part, compute, here);
 }
 template void mma<__nv_bfloat16>(float*, const uint32_t*, const uint32_t*, Here);
 template void mma<__half>(float*, const uint32_t*, const uint32_t*, Here);
@@ -122,7 +122,7 @@ void mma_tf32(float* d, const uint32_t* a, const uint32_t* b, Here here) {
     const auto b_at = [&](int k, int column) { return exact(lanes[column * 4 + k % 4]->b[k / 4]); };
     multiply<8>(lanes, a_at, b_at);
   };
-  collective(kAllLanes, "mma", part, compute, here);
+  collective("mma", part, compute, here);
 }
 
 uint32_t to_tf32(float value) {
