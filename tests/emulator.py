@@ -118,11 +118,11 @@ def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> 
     return y
 
 
-def conform(library, primitive: str, out: Tensor, a: Tensor, b: Tensor | None = None, *args):
+def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: int = 0) -> Tensor:
     """``out``, filled by the kernel of csrc/emulator/conformance.h that tries the primitive."""
     pointers = [0 if t is None else t.data_ptr() for t in (a, b, out)]
     tensors = (ctypes.c_void_p * 3)(*pointers)
-    _call(getattr(library, f"conform_{primitive}"), 0, tensors, *args)
+    _call(getattr(library, f"conform_{primitive}"), seed, tensors, *args)
     return out
 
 

@@ -177,6 +177,27 @@ PLANTED = {
 }
 
 
+REPORTS = [
+    (
+        "hopper_example.cu", "place never handed back",
+        r"hopper_example.cu:\d+: block \(\d, \d, 0\), thread \d+: deadlock: .*"
+        r"threads 128 wait for an mbarrier \(hopper_example.cu:\d+\); "
+        r"threads 0-127 wait for an mbarrier \(hopper_example.cu:\d+\)",
+    ),
+    ("token_linear.cu", "a barrier for one warp alone", "divergent barrier: others are at"),
+    ("hopper_example.cu", "no wait for a free place", "waits for no more arrivals"),
+    ("token_linear.cu", "alignment of x not asked for", "the address is no multiple of 16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source, bug, report", REPORTS, ids=lambda value: value)
+def test_report_names_the_line_and_the_cause(source, bug, report):
+    bugs, check_once = PLANTED[source]
+    library = emulator.build(source, *bugs[bug])
+    with pytest.raises(RuntimeError, match=report):
+        check_once(library, seed=0)
+
+
 @pytest.mark.parametrize("source, bug", [(s, bug) for s in PLANTED for bug in PLANTED[s][0]])
 def test_planted_bug_is_caught(source, bug):
     bugs, check_once = PLANTED[source]

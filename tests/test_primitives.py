@@ -1,6 +1,11 @@
 """Each primitive of csrc/cuda by itself, in the emulator, against its meaning told in torch."""
 
 import ctypes
+import functools
+import os
+import re
+import subprocess
+from pathlib import Path
 
 import emulator
 import pytest
@@ -9,10 +14,13 @@ import torch
 pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
 
 
+NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
+
+
 @pytest.fixture(scope="module")
 def conform():
     library = emulator.build()
-    return lambda *args: emulator.conform(library, *args)
+    return functools.partial(emulator.conform, library)
 
 
 def fragments(matrices, transpose):
@@ -79,3 +87,25 @@ def test_wgmma(n, k_major, conform):
     a, b = (torch.randn(rows, 16).bfloat16() for rows in (64, n))
     wanted = (a.double() @ b.double().T).float()
     assert torch.equal(conform("wgmma", torch.empty(64, n), a, b, n, k_major), wanted)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_warpgroups_take_turns_at_named_barriers(seed, conform):
+    out = torch.empty(8, dtype=torch.int32)
+    conform("turns", out, None, None, 4, seed=seed)
+    assert out.tolist() == [0, 1] * 4
+
+
+@pytest.mark.skipif(not NVCC.exists(), reason="nvcc is not installed")
+@pytest.mark.parametrize(
+    "source", sorted(emulator.CSRC.glob("emulator/*.cu")), ids=lambda p: p.stem
+)
+def test_compiles_for_hopper(source, tmp_path):
+    """ptxas would serialize products whose registers are touched while they are under way."""
+    command = [NVCC, "-O3", "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas=-v"]
+    done = subprocess.run(
+        [*command, "-c", source, "-o", tmp_path / "kernel.o"], capture_output=True, text=True
+    )
+    told = done.stdout + done.stderr
+    assert done.returncode == 0 and not re.search("warning|serializ", told), told
+    assert set(re.findall(r"(\d+) bytes spill", told)) == {"0"}, told

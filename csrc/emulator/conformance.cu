@@ -134,6 +134,25 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* out) {
   }
 }
 
+__global__ void __launch_bounds__(256) turns_kernel(int rounds, uint32_t* out) {
+  auto& written = shared_memory<uint32_t>();
+  const int group = threadIdx.x / 128, other = 1 - group;
+  if (threadIdx.x == 0) written = 0;
+  block_barrier();
+  if (group == 0) {
+    take_registers<240>();
+  } else {
+    give_registers<24>();
+    named_barrier_arrive(1 + other, 256);
+  }
+  for (int round = 0; round < rounds; ++round) {
+    named_barrier(1 + group, 256);
+    if (threadIdx.x % 128 == 0) out[written++] = group;
+    const bool last = group == 1 && round == rounds - 1;
+    if (!last) named_barrier_arrive(1 + other, 256);
+  }
+}
+
 template <class F>
 void with_shape(int count, bool transpose, const F& f) {
   with_int<1, 2, 4>(count, [&](auto count) {
@@ -183,6 +202,11 @@ void launch_wgmma(const Conformance& p, int n, bool k_major, cudaStream_t stream
     launch(kernel, dim3(1), dim3(128), kLines * sizeof(Line), stream, static_cast<const T*>(p.a),
            static_cast<const T*>(p.b), static_cast<float*>(p.out));
   });
+}
+
+void launch_turns(const Conformance& p, int rounds, cudaStream_t stream) {
+  launch(turns_kernel, dim3(1), dim3(256), sizeof(uint32_t), stream, rounds,
+         static_cast<uint32_t*>(p.out));
 }
 
 }  // namespace shiftmlp

@@ -31,4 +31,7 @@ void launch_tma(const Conformance& p, int rank, const int* at, cudaStream_t stre
 // out[64][n] = a[64][16] b[n][16]^T in bfloat16, operands K-major or not. n: 8, 24, 104, 208, 256.
 void launch_wgmma(const Conformance& p, int n, bool k_major, cudaStream_t stream);
 
+// out[0 ... 2 * rounds): 0, 1, 0, 1, ... written by two warpgroups that take turns.
+void launch_turns(const Conformance& p, int rounds, cudaStream_t stream);
+
 }  // namespace shiftmlp

@@ -61,4 +61,8 @@ const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, 
   return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, nullptr); });
 }
 
+const char* conform_turns(uint64_t seed, const shiftmlp::Conformance& p, int rounds) {
+  return run(seed, [&] { shiftmlp::launch_turns(p, rounds, nullptr); });
+}
+
 }  // extern "C"
