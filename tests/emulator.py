@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 CSRC = Path(__file__).parents[1] / "csrc"
-SOURCES = sorted([*CSRC.glob("emulator/*.c*"), CSRC / "cuda/token_linear.cu"])
+SOURCES = sorted([*CSRC.glob("emulator/*.c*"), *CSRC.glob("cuda/*.cu")])
 CACHE = CSRC.parent / "build/emulator"
 CXX = shlex.split(os.environ.get("CXX") or "g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 FLAGS += [f"-I{CSRC}/emulator/nvidia", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as in csrc/dispatch.h
 LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
 
 
@@ -108,6 +109,17 @@ def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=
     return y
 
 
+def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tensor:
+    """The shift of a contiguous map, or the adjoint of one with the border "keep"."""
+    y = fenced(torch.full_like(x, float("nan")))
+    sizes = (ctypes.c_int32 * 5)(*x.shape, x.element_size())
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y)]
+    dtype = DTYPES.index(x.dtype)
+    _call(library.spatial_shift, seed, *pointers, sizes, shift.spec.encode(), backward, dtype)
+    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    return y
+
+
 def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> Tensor:
     """token_linear without options, by TMA and wgmma."""
     (B, S, C), T = x.shape, weight.shape[0]
@@ -127,7 +139,7 @@ def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: i
 
 
 def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
-    _call(kernel, seed, ctypes.byref(params), (torch.float16, torch.bfloat16).index(y.dtype))
+    _call(kernel, seed, ctypes.byref(params), DTYPES.index(y.dtype))
     assert _fence_stands(y), f"seed {seed}: written outside of y"
 
 

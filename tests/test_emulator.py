@@ -4,8 +4,10 @@ import emulator
 import pytest
 import torch
 from emulator import fenced
+from samples import SHIFTS
 
 from shiftmlp.ops import OPS
+from shiftmlp.ops.spatial_shift.reference import shift_map, shift_map_backward
 from shiftmlp.testing import assert_as_good_as_torch, assert_same_bits
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
@@ -85,6 +87,19 @@ def check_token_linear(library, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_token_linear_is_exact_on_integers(seed, library):
     check_token_linear(library, seed)
+
+
+@pytest.mark.parametrize("dtype", emulator.DTYPES, ids=str)
+@pytest.mark.parametrize("shift", SHIFTS.values(), ids=SHIFTS)
+def test_spatial_shift(shift, dtype, library):
+    for shape in [(2, 3, 5, 24), (1, 1, 7, 10), (1, 4, 1, 7)]:
+        x = fenced(integers(*shape).to(dtype))
+        for seed in SEEDS[:2]:  # its threads never meet: only blocks have an order
+            result = emulator.spatial_shift(library, seed, x, shift)
+            assert_same_bits(result, shift_map(x, shift))
+            if shift.border == "keep":
+                result = emulator.spatial_shift(library, seed, x, shift, backward=True)
+                assert_same_bits(result, shift_map_backward(x, shift))
 
 
 TOKEN_LINEAR = {

@@ -1,7 +1,9 @@
 // What tests load: each function runs a kernel and returns nullptr, or what went wrong.
 #include <exception>
 #include <string>
+#include <tuple>
 
+#include "../cuda/spatial_shift.h"
 #include "../cuda/token_linear.h"
 #include "conformance.h"
 #include "emulator.h"
@@ -24,6 +26,22 @@ const char* run(uint64_t seed, const Launch& launch) {
 }  // namespace
 
 extern "C" {
+
+// `sizes`: B, H, W, C, bytes of an element. Contiguous; the adjoint of "keep" if `backward`.
+const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* sizes,
+                          const char* spec, bool backward, shiftmlp::DType dtype) {
+  return run(seed, [&] {
+    const auto [H, W, C] = std::tuple(sizes[1], sizes[2], sizes[3]);
+    const auto shift = shiftmlp::Shift::parse(spec).within(H, W);
+    const shiftmlp::SpatialShiftParams p{
+        x, y, sizes[0], H, W, C, sizes[4], int64_t{H} * W * C, int64_t{W} * C, C, shift};
+    if (backward) {
+      shiftmlp::launch_spatial_shift_keep_backward(p, dtype, nullptr);
+    } else {
+      shiftmlp::launch_spatial_shift(p, nullptr);
+    }
+  });
+}
 
 const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
                          shiftmlp::DType dtype) {
