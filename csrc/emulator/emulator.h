@@ -7,10 +7,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "primitives.h"
@@ -33,19 +33,25 @@ using Queue = std::vector<Thread*>;
 // done before the wait that demands it.
 class Groups {
  public:
-  void add(std::function<void()> work) { groups_.back().push_back(std::move(work)); }
-  void commit() { groups_.emplace_back(); }
+  void add(std::function<void()> work) { open_.push_back(std::move(work)); }
+  void commit() { closed_.push_back(std::exchange(open_, {})); }
   void wait(size_t left) {  // until so many closed groups are left
-    for (; groups_.size() > left + 1; groups_.pop_front()) {
-      for (const auto& work : groups_.front()) work();
+    if (closed_.size() <= left) return;
+    const auto end = closed_.end() - left;
+    for (auto group = closed_.begin(); group != end; ++group) {
+      for (const auto& work : *group) work();
     }
+    closed_.erase(closed_.begin(), end);
   }
   bool idle() const {
-    return std::all_of(groups_.begin(), groups_.end(), [](const auto& g) { return g.empty(); });
+    const auto empty = [](const auto& group) { return group.empty(); };
+    return empty(open_) && std::all_of(closed_.begin(), closed_.end(), empty);
   }
 
  private:
-  std::deque<std::vector<std::function<void()>>> groups_{1};
+  using Group = std::vector<std::function<void()>>;
+  Group open_;
+  std::vector<Group> closed_;
 };
 
 // What a thread of the running block is and has under way.
