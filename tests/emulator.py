@@ -20,6 +20,7 @@ from torch import Tensor
 
 CSRC = Path(__file__).parents[1] / "csrc"
 SOURCES = sorted([*CSRC.glob("emulator/*.c*"), *CSRC.glob("cuda/*.cu")])
+NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
 CACHE = CSRC.parent / "build/emulator"
 CXX = shlex.split(os.environ.get("CXX") or "g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
@@ -49,6 +50,20 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
         objects.append(_make(".o", [*CXX, *flags, *compile_text], line + text + _headers()))
     library = ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
     return library
+
+
+def build_for_hopper() -> ctypes.CDLL:
+    """The same functions for a GPU of compute capability 9.0; their pointers are the device's.
+
+    No word from the compiler passes: not of spills, not of products that it had to serialize.
+    """
+    sources = [CSRC / "emulator/library.cpp", *CSRC.glob("emulator/*.cu"), *CSRC.glob("cuda/*.cu")]
+    command = [str(NVCC), "-O3", "-gencode=arch=compute_90a,code=sm_90a"]
+    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-Wall,-Wextra"]
+    text = "".join(path.read_text() for path in sources) + _headers()
+    return ctypes.CDLL(
+        str(_make(".so", [*command, "-shared", "-x", "cu", *map(str, sources)], text))
+    )
 
 
 @functools.cache
@@ -132,7 +147,7 @@ def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> 
 
 def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: int = 0) -> Tensor:
     """``out``, filled by the kernel of csrc/emulator/conformance.h that tries the primitive."""
-    pointers = [0 if t is None else t.data_ptr() for t in (a, b, out)]
+    pointers = [None if t is None else t.data_ptr() for t in (a, b, out)]
     tensors = (ctypes.c_void_p * 3)(*pointers)
     _call(getattr(library, f"conform_{primitive}"), seed, tensors, *args)
     return out

@@ -33,6 +33,7 @@ __device__ inline void named_barrier_arrive(int id, int threads,
 }
 
 // Hands registers of this warpgroup back, or takes them: kCount for each thread from now on.
+// Ignored unless the kernel's __launch_bounds__ says how many blocks share an SM.
 template <int kCount>
 __device__ void give_registers() {
   static_assert(kCount % 8 == 0 && kCount >= 24 && kCount <= 256);

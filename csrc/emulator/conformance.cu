@@ -134,7 +134,7 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* out) {
   }
 }
 
-__global__ void __launch_bounds__(256) turns_kernel(int rounds, uint32_t* out) {
+__global__ void __launch_bounds__(256, 1) turns_kernel(int rounds, uint32_t* out) {
   auto& written = shared_memory<uint32_t>();
   const int group = threadIdx.x / 128, other = 1 - group;
   if (threadIdx.x == 0) written = 0;

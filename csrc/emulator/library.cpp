@@ -1,22 +1,33 @@
-// What tests load: each function runs a kernel and returns nullptr, or what went wrong.
-#include <exception>
+// What tests load: each function runs a kernel and returns nullptr, or what went wrong. Compiled by
+// nvcc, the same functions run the same kernels on a GPU.
+#include <stdexcept>
 #include <string>
 #include <tuple>
 
 #include "../cuda/spatial_shift.h"
 #include "../cuda/token_linear.h"
 #include "conformance.h"
-#include "emulator.h"
 #include "hopper_example.h"
+
+#ifndef __CUDACC__
+#include "emulator.h"
+#endif
 
 namespace {
 
 template <class Launch>
-const char* run(uint64_t seed, const Launch& launch) {
+const char* run([[maybe_unused]] uint64_t seed, const Launch& launch) {
   static std::string message;
-  emulator::set_seed(seed);
   try {
+#ifdef __CUDACC__
     launch();
+    cudaError_t status = cudaGetLastError();
+    if (status == cudaSuccess) status = cudaDeviceSynchronize();
+    if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+#else
+    emulator::set_seed(seed);
+    launch();
+#endif
     return nullptr;
   } catch (const std::exception& error) {
     return (message = error.what()).c_str();
