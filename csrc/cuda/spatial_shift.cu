@@ -2,9 +2,7 @@
 // backward of "keep") and 2 * bytes(x) of traffic, so its floor is 2 * bytes(x) / bandwidth.
 // A thread owns one word of channels, all of one group, and walks the pixels of a row: the group is
 // found once a row, and neighbouring threads read and write neighbouring words.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "device.h"
 #include "spatial_shift.h"
 
 namespace shiftmlp {
@@ -73,11 +71,9 @@ __global__ void __launch_bounds__(kThreads)
 
 __device__ float sum(float a, float b) { return a + b; }
 __device__ double sum(double a, double b) { return a + b; }
-__device__ __half sum(__half a, __half b) {
-  return __float2half_rn(__half2float(a) + __half2float(b));
-}
+__device__ __half sum(__half a, __half b) { return __half(float(a) + float(b)); }
 __device__ __nv_bfloat16 sum(__nv_bfloat16 a, __nv_bfloat16 b) {
-  return __float2bfloat16_rn(__bfloat162float(a) + __bfloat162float(b));
+  return __nv_bfloat16(float(a) + float(b));
 }
 
 template <class T, class Word>
@@ -135,7 +131,8 @@ void launch(void (*kernel)(Words<Word>), const SpatialShiftParams& params, cudaS
   const int64_t most = std::max<int64_t>((kMaxBlocks - 1) / blocks, 1);
   for (int64_t left = params.B; left > 0; left -= most) {
     const int64_t images = std::min(left, most);
-    kernel<<<dim3(static_cast<uint32_t>(images * blocks)), dim3(x, y), 0, stream>>>(p);
+    shiftmlp::launch(kernel, dim3(static_cast<uint32_t>(images * blocks)), dim3(x, y), 0, stream,
+                     p);
     p.first.data += images * p.stride_b;
     p.y += images * params.H * params.W * p.words;
   }

@@ -1,0 +1,66 @@
+// What a kernel needs of the language that a C++ compiler does not have: with it, the same source
+// runs on a GPU and in the emulator. Kernels write neither <<<>>> nor extern __shared__ nor asm.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#ifndef __CUDACC__
+#include "../emulator/primitives.h"
+#endif
+
+namespace shiftmlp {
+
+#ifdef __CUDACC__
+// The line that calls a primitive, which only the emulator asks for.
+struct Here {
+  static constexpr __host__ __device__ Here current() { return {}; }
+};
+#else
+using emulator::Here;
+#endif
+
+constexpr size_t kSharedByDefault = 48 << 10;  // more must be asked for
+
+// Starts kernel(args...) with so many bytes of dynamic shared memory for a block.
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            [[maybe_unused]] cudaStream_t stream, const Args&... args) {
+#ifdef __CUDACC__
+  if (shared_bytes > kSharedByDefault) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  }
+  kernel<<<grid, block, shared_bytes, stream>>>(args...);
+#else
+  const auto call = [&] { kernel(args...); };
+  emulator::run(
+      grid, block, shared_bytes,
+      [](const void* call_it) { (*static_cast<decltype(&call)>(call_it))(); }, &call);
+#endif
+}
+
+// The block's dynamic shared memory.
+template <class T>
+__device__ inline T& shared_memory() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(1024) unsigned char bytes[];
+  return *reinterpret_cast<T*>(bytes);
+#else
+  return *reinterpret_cast<T*>(emulator::shared_memory());
+#endif
+}
+
+// Two 16-bit values in a word, the first one low.
+template <class T>
+__device__ inline uint32_t pack(float first, float second) {
+  union {
+    T items[2];
+    uint32_t word;
+  } pair{{T(first), T(second)}};
+  return pair.word;
+}
+
+}  // namespace shiftmlp

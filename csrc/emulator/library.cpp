@@ -1,0 +1,97 @@
+// What tests load: each function runs a kernel and returns nullptr, or what went wrong. Compiled by
+// nvcc, the same functions run the same kernels on a GPU.
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "../cuda/spatial_shift.h"
+#include "../cuda/token_linear.h"
+#include "conformance.h"
+#include "hopper_example.h"
+
+#ifndef __CUDACC__
+#include "emulator.h"
+#endif
+
+namespace {
+
+template <class Launch>
+const char* run([[maybe_unused]] uint64_t seed, const Launch& launch) {
+  static std::string message;
+  try {
+#ifdef __CUDACC__
+    launch();
+    cudaError_t status = cudaGetLastError();
+    if (status == cudaSuccess) status = cudaDeviceSynchronize();
+    if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
+#else
+    emulator::set_seed(seed);
+    launch();
+#endif
+    return nullptr;
+  } catch (const std::exception& error) {
+    return (message = error.what()).c_str();
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// `sizes`: B, H, W, C, bytes of an element. Contiguous; the adjoint of "keep" if `backward`.
+const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* sizes,
+                          const char* spec, bool backward, shiftmlp::DType dtype) {
+  return run(seed, [&] {
+    const auto [H, W, C] = std::tuple(sizes[1], sizes[2], sizes[3]);
+    const auto shift = shiftmlp::Shift::parse(spec).within(H, W);
+    const shiftmlp::SpatialShiftParams p{
+        x, y, sizes[0], H, W, C, sizes[4], int64_t{H} * W * C, int64_t{W} * C, C, shift};
+    if (backward) {
+      shiftmlp::launch_spatial_shift_keep_backward(p, dtype, nullptr);
+    } else {
+      shiftmlp::launch_spatial_shift(p, nullptr);
+    }
+  });
+}
+
+const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
+                         shiftmlp::DType dtype) {
+  return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
+}
+
+const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
+                           shiftmlp::DType dtype) {
+  return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });
+}
+
+const char* conform_ldmatrix(uint64_t seed, const shiftmlp::Conformance& p, int count,
+                             bool transpose) {
+  return run(seed, [&] { shiftmlp::launch_ldmatrix(p, count, transpose, nullptr); });
+}
+
+const char* conform_stmatrix(uint64_t seed, const shiftmlp::Conformance& p, int count,
+                             bool transpose) {
+  return run(seed, [&] { shiftmlp::launch_stmatrix(p, count, transpose, nullptr); });
+}
+
+const char* conform_mma_tf32(uint64_t seed, const shiftmlp::Conformance& p) {
+  return run(seed, [&] { shiftmlp::launch_mma_tf32(p, nullptr); });
+}
+
+const char* conform_warp(uint64_t seed, const shiftmlp::Conformance& p) {
+  return run(seed, [&] { shiftmlp::launch_warp(p, nullptr); });
+}
+
+const char* conform_tma(uint64_t seed, const shiftmlp::Conformance& p, int rank, const int* at) {
+  return run(seed, [&] { shiftmlp::launch_tma(p, rank, at, nullptr); });
+}
+
+const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, bool k_major) {
+  return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, nullptr); });
+}
+
+const char* conform_turns(uint64_t seed, const shiftmlp::Conformance& p, int rounds) {
+  return run(seed, [&] { shiftmlp::launch_turns(p, rounds, nullptr); });
+}
+
+}  // extern "C"

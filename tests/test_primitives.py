@@ -1,0 +1,114 @@
+"""Each primitive of csrc/cuda against its meaning told in torch: in the emulator, and on a GPU,
+where these tests say whether the emulator can be believed."""
+
+import ctypes
+import functools
+
+import emulator
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
+
+
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+MACHINES = ["emulator", pytest.param("gpu", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(scope="module", params=MACHINES if HOPPER else MACHINES[:1])
+def conform(request):
+    """emulator.conform on tensors of the CPU, whichever machine runs the kernel."""
+    if request.param == "emulator":
+        return functools.partial(emulator.conform, emulator.build())
+    library = emulator.build_for_hopper()
+
+    def on_gpu(primitive, out, a=None, b=None, *args, seed=0):
+        tensors = [t if t is None else t.cuda() for t in (out, a, b)]
+        emulator.conform(library, primitive, *tensors, *args, seed=seed)
+        for ours, theirs in zip((out, b), (tensors[0], tensors[2]), strict=True):
+            if ours is not None:
+                ours.copy_(theirs)
+        return out
+
+    return on_gpu
+
+
+def fragments(matrices, transpose):
+    """What ldmatrix gives: lane 4g + q has, of each matrix, columns 2q and 2q + 1 of row g."""
+    if transpose:
+        matrices = matrices.mT
+    return matrices.reshape(-1, 32, 2).permute(1, 0, 2).contiguous()
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_ldmatrix_and_stmatrix(count, transpose, conform):
+    rows = torch.arange(32 * 8, dtype=torch.int16)
+    matrices = rows.view(-1, 8, 8)[:count]
+    loaded = conform("ldmatrix", rows.new_empty(32, count, 2), rows, None, count, transpose)
+    assert torch.equal(loaded, fragments(matrices, transpose))
+    stored = conform("stmatrix", rows.new_empty(count, 8, 8), loaded, None, count, transpose)
+    assert torch.equal(stored, matrices)
+
+
+def test_mma_tf32_rounds_its_operands_to_ten_bits(conform):
+    a, b = torch.randn(16, 8), torch.randn(8, 8)
+    a[0, 0], b[0] = 1 + 2**-11, 1  # half a step: away from zero
+
+    def rounded(t):
+        fraction, exponent = torch.frexp(t.double())
+        steps = fraction * 2**11
+        return torch.ldexp(steps.sign() * (steps.abs() + 0.5).floor() / 2**11, exponent)
+
+    wanted = (rounded(a) @ rounded(b)).float()
+    assert torch.equal(conform("mma_tf32", torch.empty(16, 8), a, b), wanted)
+
+
+def test_cp_async_and_shuffles(conform):
+    a = torch.arange(1, 33, dtype=torch.int32)
+    lanes = torch.arange(32)
+    wanted = torch.stack([a.where(lanes % 3 != 0, 0), a[5].expand(32), a[lanes ^ 9]])
+    assert torch.equal(conform("warp", a.new_empty(3, 32), a), wanted)
+
+
+PLACES = [(0, 0), (12, 2), (-4, -1), (16, 4), (20, 0), (3, 0, 1, 1), (0, -1, 3, 2), (-8, 0, 0, 0)]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_tma_outside_of_the_tensor_reads_zeros_and_writes_nothing(place, conform):
+    sizes, box = ((6, 20), (4, 8)) if len(place) == 2 else ((3, 4, 5, 8), (2, 2, 3, 8))
+    a, b = torch.randn(sizes), torch.randn(sizes)
+    wide = torch.zeros([size + 64 for size in sizes])
+    wide[tuple(slice(32, 32 + size) for size in sizes)] = a
+    # TMA counts dimensions from the dense one.
+    at = [slice(32 + p, 32 + p + n) for p, n in zip(reversed(place), box, strict=True)]
+    inside = [slice(max(p, 0), max(p + n, 0)) for p, n in zip(reversed(place), box, strict=True)]
+    wanted = b.clone()
+    wanted[tuple(inside)] = a[tuple(inside)]
+    coordinates = (ctypes.c_int * 4)(*place)
+    loaded = conform("tma", torch.empty(box), a, b, len(place), coordinates)
+    assert torch.equal(loaded, wide[tuple(at)])
+    assert torch.equal(b, wanted)
+
+
+@pytest.mark.parametrize("k_major", [True, False])
+@pytest.mark.parametrize("n", [8, 24, 104, 208, 256])
+def test_wgmma(n, k_major, conform):
+    a, b = (torch.randn(rows, 16).bfloat16() for rows in (64, n))
+    wanted = (a.double() @ b.double().T).float()
+    assert torch.equal(conform("wgmma", torch.empty(64, n), a, b, n, k_major), wanted)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_warpgroups_take_turns_at_named_barriers(seed, conform):
+    out = torch.empty(8, dtype=torch.int32)
+    conform("turns", out, None, None, 4, seed=seed)
+    assert out.tolist() == [0, 1] * 4
+
+
+@pytest.mark.skipif(not emulator.NVCC.exists(), reason="nvcc is not installed")
+def test_compiles_for_a_gpu_loads_and_says_why_it_cannot_run():
+    library = emulator.build_for_hopper()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA|driver"):
+            emulator.conform(library, "turns", torch.empty(2, dtype=torch.int32), None, None, 1)
