@@ -1,6 +1,6 @@
 """Compiles every Triton and CUDA kernel for every GPU and prints what the machine code says.
 
-    python benchmarks/kernels.py [--only triton|cuda] [--arch sm_90 ...] [--json FILE]
+    python benchmarks/kernels.py [--only triton|cuda] [--arch sm_90 ...] [--tiles] [--json FILE]
 
 Exits with 1 if one spills or wants more shared memory than its GPU has. No GPU is needed: the
 Triton cases run the launchers on meta tensors against a driver that only names a target, so what
@@ -54,15 +54,15 @@ def triton_modules() -> list[str]:
     return [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
 
 
-def compile_triton(module: str, arch: str) -> list[dict]:
-    """Every kernel that the launchers in ``module`` launch for its COMPILE_CASES."""
+def compile_triton(module: str, arch: str, table: str) -> list[dict]:
+    """Every kernel that the launchers in ``module`` launch for its table of cases, if it has it."""
     from triton.runtime import driver
 
     from shiftmlp.ops import _triton
 
     driver.set_active(Target(arch))
     rows = []
-    for case, (launcher, inputs) in importlib.import_module(module).COMPILE_CASES.items():
+    for case, (launcher, inputs) in getattr(importlib.import_module(module), table, {}).items():
         compiled = []
 
         def warm_up(kernel, grid, *args, compiled=compiled, **constants):
@@ -121,6 +121,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", choices=("triton", "cuda"))
     parser.add_argument("--arch", action="append", help="default: all; may be given repeatedly")
+    parser.add_argument("--tiles", action="store_true", help="every entry of the tile tables")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there as well")
     options = parser.parse_args()
     # Triton decides at import; an interpreted kernel has no machine code.
@@ -129,7 +130,7 @@ def main() -> int:
     tasks = []
     if options.only != "cuda":
         tasks += [
-            (compile_triton, name, arch)
+            (compile_triton, name, arch, "TILE_CASES" if options.tiles else "COMPILE_CASES")
             for name in triton_modules()
             for arch in options.arch or TRITON_ARCHS
         ]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -198,18 +199,23 @@ def first_failure(defect: Defect) -> str | None:
         return failures[0].partition("::")[2] if failures else None
 
 
+def verdict(name: str) -> tuple[bool, str]:
+    start = time.perf_counter()
+    failure = first_failure(DEFECTS[name])
+    seconds = time.perf_counter() - start
+    found = "caught" if failure else "MISSED"
+    return failure is None, f"{found}  {name}  ({seconds:.0f} s)  {failure or ''}"
+
+
 def main(names: list[str]) -> int:
-    missed = []
-    for name in names or DEFECTS:
-        start = time.perf_counter()
-        failure = first_failure(DEFECTS[name])
-        missed += [] if failure else [name]
-        verdict = "caught" if failure else "MISSED"
-        seconds = time.perf_counter() - start
-        print(f"{verdict}  {name}  ({seconds:.0f} s)  {failure or ''}", flush=True)
-    print(f"{len(names or DEFECTS) - len(missed)} of {len(names or DEFECTS)} defects caught")
+    missed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for is_missed, told in pool.map(verdict, names):
+            missed += is_missed
+            print(told, flush=True)
+    print(f"{len(names) - missed} of {len(names)} defects caught")
     return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:] or list(DEFECTS)))

@@ -35,3 +35,13 @@ COMPILE_CASES = {
         shift_mlp_backward, _triton_mlp.backward_case((128, 14, 14, 768), 768, S2, pre=False)
     ),
 }  # fmt: skip
+
+# Every way to deal the channels of a row to pieces, where a program holds rows.
+TILE_CASES = {
+    f"{C} channels {way} bf16": case
+    for C in (128 * whole + rest for whole in range(4) for rest in (16, 32, 64, 128))
+    for way, case in {
+        "forward": (shift_mlp, _triton_mlp.case((128, 14, 14, C), 1024, S2, pre=False)),
+        "backward": (shift_mlp_backward, _triton_mlp.backward_case((128, 14, 14, C), 1024, S2)),
+    }.items()
+}

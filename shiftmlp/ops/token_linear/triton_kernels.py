@@ -73,3 +73,13 @@ COMPILE_CASES = {
         (_x, *_resmlp(196, 384), [True] * 6),
     ),
 }
+
+# Every way to deal tokens to pieces, with all other sides of a tile at their largest.
+TILE_CASES = {
+    f"{n} tokens {way} bf16": case
+    for n in range(16, 257, 16)
+    for way, case in {
+        "forward": (token_linear, (*_resmlp(n, 1024), _meta(128, n, 1024))),
+        "backward": (token_linear_backward, (_meta(128, n, 1024), *_resmlp(n, 1024), [True] * 6)),
+    }.items()
+}

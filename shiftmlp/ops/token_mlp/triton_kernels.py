@@ -180,3 +180,16 @@ COMPILE_CASES = {
         (_meta(128, 196, 768), *_mixer(196, 384, 768), [*[True] * 7, False]),
     ),
 }
+
+# Every way to deal tokens to pieces, with all other sides of a tile at their largest.
+TILE_CASES = {
+    f"{n} tokens {way} bf16": case
+    for n in range(16, 257, 16)
+    for way, case in {
+        "forward": (token_mlp, (*_mixer(n, 512, 1024), None)),
+        "backward": (
+            token_mlp_backward,
+            (_meta(128, n, 1024), *_mixer(n, 512, 1024), [True] * 7 + [False]),
+        ),
+    }.items()
+}
