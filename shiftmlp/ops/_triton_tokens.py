@@ -23,7 +23,7 @@ from ._triton_math import (
     row_statistics,
 )
 
-MAX_TOKENS = 208  # of a tile that the fused kernels of token_mlp hold
+MAX_TOKENS = 208  # of a tile; sums of more do not stay in registers
 
 
 class Operand(NamedTuple):
@@ -296,4 +296,4 @@ def channels(arch) -> int:
 
 def most(arch) -> int:
     """Tokens of a tile that changes what it loads as well."""
-    return 128 if arch in FROM_REGISTERS else 256
+    return 128 if arch in FROM_REGISTERS else MAX_TOKENS
