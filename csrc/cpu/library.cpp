@@ -4,4 +4,15 @@
 STABLE_TORCH_LIBRARY(shiftmlp_cpu, m) {
   m.def("spatial_shift(Tensor x, str shift) -> Tensor");
   m.def("spatial_shift_backward(Tensor dy, str shift) -> Tensor");
+  // Results are handed in, (images, tokens, channels) like x.
+  m.def(
+      "token_linear(Tensor(a!) y, Tensor x, str norm, Tensor? norm_weight, Tensor? norm_bias,"
+      " float eps, Tensor weight, Tensor? bias, Tensor? scale, Tensor? residual) -> ()");
+  m.def(
+      "token_mlp(Tensor(a!) y, Tensor x, str norm, Tensor? norm_weight, Tensor? norm_bias,"
+      " float eps, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, str activation, Tensor? scale,"
+      " Tensor? residual) -> ()");
+  m.def(
+      "token_gate(Tensor(a!) y, Tensor u, Tensor v, str norm, Tensor? norm_weight,"
+      " Tensor? norm_bias, float eps, Tensor weight, Tensor? bias) -> ()");
 }

@@ -1,0 +1,114 @@
+// The product of a matrix in memory with a tile: the one loop in which the time goes.
+//
+// The left operand's elements are broadcast, so that its rows are read as they stand; a copy of
+// the weights could turn stale, and there is none. The tile's lanes fill the registers.
+#pragma once
+
+#include "activation.h"
+
+namespace shiftmlp {
+namespace {
+
+constexpr int kRows = 6, kColumns = SHIFTMLP_COLUMNS;  // so many sums stay in registers
+template <class Acc>
+constexpr int kLanes = kColumns * kWidth<Acc>;
+// The distance of the k of a panel that lies column by column.
+template <class Acc>
+constexpr int kStep = (kRows + kWidth<Acc> - 1) / kWidth<Acc> * kWidth<Acc>;
+
+// Up to kRows rows of a left operand: element (r, k) is at r * row + k * column.
+template <class Acc>
+struct Panel {
+  const Acc* data;
+  int64_t row, column;
+};
+
+// R rows of a product for one block of lanes.
+template <int R, class Acc>
+SHIFTMLP_INLINE void multiply_block(Panel<Acc> panel, const Acc* right, int64_t K, const Acc* bias,
+                                    bool accumulate, Acc* out) {
+  V<Acc> sum[R][kColumns];
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < kColumns; ++c) {
+      sum[r][c] = accumulate ? load(out + r * kLanes<Acc> + c * kWidth<Acc>)
+                             : V<Acc>{} + (bias == nullptr ? 0 : bias[r]);
+    }
+  }
+  const Acc* left = panel.data;
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < K; ++k, left += panel.column, right += kLanes<Acc>) {
+    V<Acc> x[kColumns];
+    for (int c = 0; c < kColumns; ++c) x[c] = load(right + c * kWidth<Acc>);
+    for (int r = 0; r < R; ++r) {
+      for (int c = 0; c < kColumns; ++c) sum[r][c] += left[r * panel.row] * x[c];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < kColumns; ++c) store(out + r * kLanes<Acc> + c * kWidth<Acc>, sum[r][c]);
+  }
+}
+
+template <class Acc, int R = kRows>
+SHIFTMLP_INLINE void multiply_rows(int64_t rows, Panel<Acc> panel, const Acc* right, int64_t K,
+                                   const Acc* bias, bool accumulate, Acc* out) {
+  if constexpr (R > 0) {
+    if (rows == R) return multiply_block<R>(panel, right, K, bias, accumulate, out);
+    multiply_rows<Acc, R - 1>(rows, panel, right, K, bias, accumulate, out);
+  }
+}
+
+// Rows n ... n + rows of the left operand: in place, or converted and gathered in scratch.
+template <class Acc>
+Panel<Acc> panel_of(const Product<Acc>& product, int64_t n, int64_t rows) {
+  const Operand& left = product.left;
+  const int64_t K = product.K;
+  Panel<Acc> panel{product.scratch, K, 1};
+  with_element<Acc>(left.dtype, [&](auto as) __attribute__((always_inline)) {
+    const auto* data = element(left.data, as) + n * left.row;
+    constexpr int W = kWidth<Acc>;
+    if (left.column != 1) {
+      panel = {product.scratch, 1, kStep<Acc>};
+      for (int64_t k = 0; k < K; ++k, data += left.column) {
+        for (int r = 0; r < kStep<Acc>; r += W) {
+          const int64_t count = n + r + W <= product.N ? W : rows - r;
+          store(product.scratch + k * kStep<Acc> + r, load<Acc>(data + r, count));
+        }
+      }
+    } else if (sizeof(*data) != sizeof(Acc) || left.block < K) {
+      for (int64_t r = 0; r < rows; ++r, data += left.row) {
+        Acc* to = product.scratch + r * K;
+        for (int64_t k = 0; k < K; k += left.block) {
+          const auto* from = data + k * product.N;
+          const int64_t end = left.block < K - k ? left.block : K - k;
+          int64_t i = 0;
+          for (; i + W <= end; i += W) store(to + k + i, load(from + i));
+          if (i < end) store<Acc>(to + k + i, load<Acc>(from + i, end - i), end - i);
+        }
+      }
+    } else {
+      panel = {reinterpret_cast<const Acc*>(data), left.row, 1};
+    }
+  });
+  return panel;
+}
+
+template <class Acc>
+void multiply(const Product<Acc>& product) {
+  const int64_t K = product.K, N = product.N;
+  for (int64_t n = 0; n < N; n += kRows) {
+    const int64_t rows = N - n < kRows ? N - n : kRows;
+    const Panel<Acc> panel = panel_of(product, n, rows);
+    for (int64_t block = 0; block < product.blocks; ++block) {
+      const Acc* right = product.right + block * K * kLanes<Acc>;
+      Acc* out = product.out + (block * N + n) * kLanes<Acc>;
+      const Acc* bias = product.bias == nullptr ? nullptr : product.bias + n;
+      multiply_rows<Acc>(rows, panel, right, K, bias, product.accumulate, out);
+      if (product.activation != Activation::kNone) {
+        activate_all(product.activation, out, rows * kLanes<Acc>, out);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace shiftmlp

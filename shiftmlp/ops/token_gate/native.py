@@ -1,0 +1,19 @@
+"""Hands token_gate to the compiled kernels of csrc/cpu."""
+
+import torch
+from torch import Tensor
+
+from .._native import FLOATS, attach, images, refuses_mixture
+from .op import token_gate as op
+
+
+def token_gate(u, v, norm, norm_weight, norm_bias, eps, weight, bias) -> Tensor:
+    y = u.new_empty(u.shape, dtype=torch.promote_types(u.dtype, weight.dtype))
+    if y.numel():
+        torch.ops.shiftmlp_cpu.token_gate(
+            images(y), images(u), images(v), norm, norm_weight, norm_bias, eps, weight, bias
+        )
+    return y
+
+
+attach(op, "cpu", token_gate, refuses_mixture, FLOATS)
