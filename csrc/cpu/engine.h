@@ -80,6 +80,11 @@ struct Engine {
   void (*activate)(Activation activation, const Acc* x, int64_t count, Acc* y);
   // dy *= activation'(x)
   void (*activate_backward)(Activation activation, const Acc* x, int64_t count, Acc* dy);
+  // Every lane of a tile times its scale.
+  void (*scale_lanes)(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale);
+  // The adjoint of the norm of `x`, whose result has the gradient dy: dx, and the sums of its
+  // weight's and bias's over the rows. What is null is left out.
+  void (*norm_backward)(Rows dy, const Transfer<Acc>& x, Rows dx, Acc* dweight, Acc* dbias);
   // sums[row] += the sum of a tile's row
   void (*sum_lanes)(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums);
   // sums[lane] += the sum over the rows of a * b

@@ -11,7 +11,9 @@
 #define SHIFTMLP_COLUMNS 2
 #define SHIFTMLP_WIDEN_HALF(x) _mm256_cvtph_ps((__m128i)(x))
 #define SHIFTMLP_NARROW_HALF(x) _mm256_cvtps_ph((__m256)(x), _MM_FROUND_TO_NEAREST_INT)
-#include "passes.h"
+#define SHIFTMLP_MIN(a, b) _mm256_min_ps(a, b)
+#define SHIFTMLP_MAX(a, b) _mm256_max_ps(a, b)
+#include "norm_backward.h"
 
 const shiftmlp::Engines* shiftmlp_engines_avx2() {
   using namespace shiftmlp;

@@ -11,7 +11,9 @@
 #define SHIFTMLP_COLUMNS 4
 #define SHIFTMLP_WIDEN_HALF(x) _mm512_maskz_cvtph_ps(-1, (__m256i)(x))
 #define SHIFTMLP_NARROW_HALF(x) _mm512_maskz_cvtps_ph(-1, (__m512)(x), _MM_FROUND_TO_NEAREST_INT)
-#include "passes.h"
+#define SHIFTMLP_MIN(a, b) _mm512_maskz_min_ps(-1, a, b)
+#define SHIFTMLP_MAX(a, b) _mm512_maskz_max_ps(-1, a, b)
+#include "norm_backward.h"
 
 const shiftmlp::Engines* shiftmlp_engines_avx512() {
   using namespace shiftmlp;

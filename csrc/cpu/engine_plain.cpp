@@ -1,7 +1,7 @@
 // The engine for every processor, with registers of 16 bytes.
 #define SHIFTMLP_BYTES 16
 #define SHIFTMLP_COLUMNS 2
-#include "passes.h"
+#include "norm_backward.h"
 
 const shiftmlp::Engines* shiftmlp_engines_plain() {
   using namespace shiftmlp;

@@ -15,4 +15,16 @@ STABLE_TORCH_LIBRARY(shiftmlp_cpu, m) {
   m.def(
       "token_gate(Tensor(a!) y, Tensor u, Tensor v, str norm, Tensor? norm_weight,"
       " Tensor? norm_bias, float eps, Tensor weight, Tensor? bias) -> ()");
+  // Gradients are handed in as well, in the order of the tensors; null where none is wanted.
+  m.def(
+      "token_linear_backward(Tensor?[] gradients, Tensor dy, Tensor x, str norm,"
+      " Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor weight, Tensor? bias,"
+      " Tensor? scale) -> ()");
+  m.def(
+      "token_mlp_backward(Tensor?[] gradients, Tensor dy, Tensor x, str norm,"
+      " Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, Tensor? b1, Tensor w2,"
+      " Tensor? b2, str activation, Tensor? scale) -> ()");
+  m.def(
+      "token_gate_backward(Tensor?[] gradients, Tensor dy, Tensor u, Tensor v, str norm,"
+      " Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor weight, Tensor? bias) -> ()");
 }

@@ -54,6 +54,8 @@ inline void check_shape(const Tensor& x, std::initializer_list<int64_t> wanted, 
   STD_TORCH_CHECK(same, name, " has a wrong shape");
 }
 
+constexpr int64_t kMaxLanes = 64;  // of a block, in any engine
+
 // (n,) in the accumulator's type, or nothing.
 template <class Acc>
 struct Vector {
@@ -63,7 +65,7 @@ struct Vector {
     if (!x) return;
     check_shape(*x, {n}, name);
     readable<Acc>(*x, name);
-    values.resize(n + 1);  // never empty, so that data() tells it from nothing
+    values.resize(n + kMaxLanes);  // as a whole block may be read
     with_type<torch::headeronly::Half, torch::headeronly::BFloat16>(dtype_of(*x), [&](auto type) {
       using T = typename decltype(type)::type;
       const T* from = static_cast<const T*>(x->const_data_ptr());
@@ -127,8 +129,18 @@ struct Linear {
   }
 
   void operator()(const Acc* x, int64_t blocks, Acc* y, Acc* scratch) const {
+    apply(x, blocks, y, scratch, activation);
+  }
+  void apply(const Acc* x, int64_t blocks, Acc* y, Acc* scratch, Activation activation) const {
     const Operand left{w.const_data_ptr(), dtype, w.stride(0), w.stride(1), K};
     engine<Acc>().multiply({left, x, bias.at(0), y, N, K, blocks, activation, false, scratch});
+  }
+
+  // dx = w^T * dy
+  void backward(const Acc* dy, int64_t blocks, Acc* dx, Acc* scratch) const {
+    const Operand left{w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
+    engine<Acc>().multiply(
+        {left, dy, nullptr, dx, K, N, blocks, Activation::kNone, false, scratch});
   }
 };
 

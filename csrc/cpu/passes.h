@@ -79,8 +79,8 @@ void lane_moments(const Acc* tile, int64_t rows, int64_t blocks, double eps, Acc
   }
 }
 
-template <class Acc>
-SHIFTMLP_INLINE V<Acc> load_rows(Rows x, int64_t row, int64_t column, int64_t count) {
+template <class Acc, class Count>
+SHIFTMLP_INLINE V<Acc> load_rows(Rows x, int64_t row, int64_t column, Count count) {
   V<Acc> v;
   with_element<Acc>(x.dtype, [&](auto as) __attribute__((always_inline)) {
     v = load<Acc>(element(x.data, as) + row * x.stride + column, count);
@@ -88,10 +88,15 @@ SHIFTMLP_INLINE V<Acc> load_rows(Rows x, int64_t row, int64_t column, int64_t co
   return v;
 }
 
-// norm(v) * scale * factor of `count` columns of a row.
-template <class Acc>
+SHIFTMLP_INLINE bool within(int64_t, All, int64_t) { return true; }
+SHIFTMLP_INLINE bool within(int64_t row, int64_t count, int64_t rows) {
+  return row < rows && count > 0;
+}
+
+// norm(v) * scale * factor of a piece of a row: `count` elements from a column on, or All.
+template <class Acc, class Count>
 SHIFTMLP_INLINE V<Acc> transformed(const Transfer<Acc>& t, V<Acc> v, int64_t row, int64_t column,
-                                   int64_t count) {
+                                   Count count) {
   const Norm<Acc>& norm = t.norm;
   if (norm.mean != nullptr) v = (v - norm.mean[row]) * norm.rstd[row];
   if (norm.weight != nullptr) v *= load<Acc>(norm.weight + column, count);
@@ -101,14 +106,38 @@ SHIFTMLP_INLINE V<Acc> transformed(const Transfer<Acc>& t, V<Acc> v, int64_t row
   return v;
 }
 
+constexpr int64_t kAhead = 8;
+
+// Into the cache with the columns of a block.
+template <class Acc>
+SHIFTMLP_INLINE void fetch(Rows x, int64_t row, int64_t column) {
+  with_element<Acc>(x.dtype, [&](auto as) __attribute__((always_inline)) {
+    const auto* at = element(x.data, as) + row * x.stride + column;
+    for (int i = 0; i < kLanes<Acc>; i += 64 / sizeof(*at)) __builtin_prefetch(at + i);
+  });
+}
+
 // Calls f(row, column, count, place in the tile) for every piece of a row that fills a register.
 template <class Acc, class F>
 SHIFTMLP_INLINE void for_each_piece(const Transfer<Acc>& t, const F& f) {
-  const int64_t padded = (t.columns + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>;
+  constexpr int W = kWidth<Acc>;
   for (int64_t row = 0; row < t.rows; ++row) {
-    for (int64_t c = 0; c < padded; c += kWidth<Acc>) {
-      const int64_t block = c / kLanes<Acc>, lane = c % kLanes<Acc>;
-      f(row, c, t.columns - c, (block * t.rows + row) * kLanes<Acc> + lane);
+    // Rows lie too far apart for the processor to foresee the next one.
+    for (int64_t c = 0; c < t.columns; c += kLanes<Acc>) {
+      if (row + kAhead < t.rows) {
+        fetch<Acc>(t.memory, row + kAhead, c);
+        if (t.residual.data != nullptr) fetch<Acc>(t.residual, row + kAhead, c);
+      }
+    }
+    int64_t place = row * kLanes<Acc>;
+    for (int64_t c = 0; c < t.columns; c += kLanes<Acc>, place += t.rows * kLanes<Acc>) {
+      for (int lane = 0; lane < kLanes<Acc>; lane += W) {
+        if (c + lane + W <= t.columns) {
+          f(row, c + lane, All{}, place + lane);
+        } else {
+          f(row, c + lane, t.columns - c - lane, place + lane);
+        }
+      }
     }
   }
 }
@@ -116,36 +145,41 @@ SHIFTMLP_INLINE void for_each_piece(const Transfer<Acc>& t, const F& f) {
 // The same for turned tiles: a square of kWidth rows, whose columns are rows of the tile.
 template <class Acc, class F>
 SHIFTMLP_INLINE void for_each_square(const Transfer<Acc>& t, const F& f) {
+  constexpr int W = kWidth<Acc>;
   const int64_t padded = (t.rows + kLanes<Acc> - 1) / kLanes<Acc> * kLanes<Acc>;
-  for (int64_t row = 0; row < padded; row += kWidth<Acc>) {
-    const int64_t block = row / kLanes<Acc>, lane = row % kLanes<Acc>;
-    for (int64_t c = 0; c < t.columns; c += kWidth<Acc>) {
-      const int64_t left = t.columns - c;
-      f(row, c, left < kWidth<Acc> ? left : kWidth<Acc>,
-        (block * t.columns + c) * kLanes<Acc> + lane);
+  for (int64_t row = 0; row < padded; row += W) {
+    const int64_t lane = row % kLanes<Acc>, first = (row - lane) * t.columns + lane;
+    for (int64_t c = 0; c < t.columns; c += W) {
+      const int64_t count = t.columns - c, place = first + c * kLanes<Acc>;
+      if (row + W <= t.rows && count >= W) {
+        f(row, c, All{}, W, place);
+      } else {
+        f(row, c, count, count < W ? count : W, place);
+      }
     }
   }
 }
 
 template <class Acc>
-void pack(const Transfer<Acc>& from, Acc* tile) {
+void pack(const Transfer<Acc>& given, Acc* tile) {
+  const Transfer<Acc> from = given;  // a copy, as stores might change what a reference shows
   with_element<Acc>(from.memory.dtype, [&](auto as) __attribute__((always_inline)) {
     const auto* data = element(from.memory.data, as);
-    const auto piece = [&](int64_t row, int64_t c, int64_t count) __attribute__((always_inline)) {
-      if (row >= from.rows || count <= 0) return V<Acc>{};
+    const auto piece = [&](int64_t row, int64_t c, auto count) __attribute__((always_inline)) {
+      if (!within(row, count, from.rows)) return V<Acc>{};
       const V<Acc> x = load<Acc>(data + row * from.memory.stride + c, count);
       return transformed(from, x, row, c, count);
     };
     if (from.turned) {
-      for_each_square(from, [&](int64_t row, int64_t c, int64_t count, int64_t place)
+      for_each_square(from, [&](int64_t row, int64_t c, auto count, int64_t width, int64_t place)
                                 __attribute__((always_inline)) {
         V<Acc> square[kWidth<Acc>];
         for (int i = 0; i < kWidth<Acc>; ++i) square[i] = piece(row + i, c, count);
         transpose_square<Acc>(square);
-        for (int i = 0; i < count; ++i) store(tile + place + i * kLanes<Acc>, square[i]);
+        for (int i = 0; i < width; ++i) store(tile + place + i * kLanes<Acc>, square[i]);
       });
     } else {
-      for_each_piece(from, [&](int64_t row, int64_t c, int64_t count, int64_t place)
+      for_each_piece(from, [&](int64_t row, int64_t c, auto count, int64_t place)
                                __attribute__((always_inline)) {
         store(tile + place, piece(row, c, count));
       });
@@ -154,28 +188,29 @@ void pack(const Transfer<Acc>& from, Acc* tile) {
 }
 
 template <class Acc>
-void unpack(const Acc* tile, const Transfer<Acc>& to) {
+void unpack(const Acc* tile, const Transfer<Acc>& given) {
+  const Transfer<Acc> to = given;
   with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
     auto* data = element(to.memory.data, as);
-    const auto put = [&](int64_t row, int64_t c, int64_t count, V<Acc> v)
+    const auto put = [&](int64_t row, int64_t c, auto count, V<Acc> v)
                          __attribute__((always_inline)) {
-      if (row >= to.rows || count <= 0) return;
+      if (!within(row, count, to.rows)) return;
       v = transformed(to, v, row, c, count);
       if (to.residual.data != nullptr) v += load_rows<Acc>(to.residual, row, c, count);
       store<Acc>(data + row * to.memory.stride + c, v, count);
     };
     if (to.turned) {
-      for_each_square(to, [&](int64_t row, int64_t c, int64_t count, int64_t place)
+      for_each_square(to, [&](int64_t row, int64_t c, auto count, int64_t width, int64_t place)
                               __attribute__((always_inline)) {
         V<Acc> square[kWidth<Acc>];
         for (int i = 0; i < kWidth<Acc>; ++i) {
-          square[i] = i < count ? load(tile + place + i * kLanes<Acc>) : V<Acc>{};
+          square[i] = i < width ? load(tile + place + i * kLanes<Acc>) : V<Acc>{};
         }
         transpose_square<Acc>(square);
         for (int i = 0; i < kWidth<Acc>; ++i) put(row + i, c, count, square[i]);
       });
     } else {
-      for_each_piece(to, [&](int64_t row, int64_t c, int64_t count, int64_t place)
+      for_each_piece(to, [&](int64_t row, int64_t c, auto count, int64_t place)
                              __attribute__((always_inline)) {
         put(row, c, count, load(tile + place));
       });
@@ -205,6 +240,17 @@ void transpose(const Acc* tile, int64_t rows, int64_t lanes, Acc* turned) {
 }
 
 template <class Acc>
+void scale_lanes(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t r = 0; r < rows; ++r, tile += kLanes<Acc>) {
+      for (int c = 0; c < kLanes<Acc>; c += kWidth<Acc>) {
+        store(tile + c, load(tile + c) * load(scale + b * kLanes<Acc> + c));
+      }
+    }
+  }
+}
+
+template <class Acc>
 void sum_lanes(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums) {
   for (int64_t first = 0; first < lanes; first += kLanes<Acc>) {
     const int64_t count = lanes - first < kLanes<Acc> ? lanes - first : kLanes<Acc>;
@@ -228,13 +274,6 @@ void dot_rows(const Acc* a, const Acc* b, int64_t rows, int64_t blocks, Acc* sum
     }
   }
 }
-
-template <class Acc>
-constexpr Engine<Acc> kEngine = {
-    kLanes<Acc>,   kStep<Acc>,        moments<Acc>,   lane_moments<Acc>, pack<Acc>,
-    unpack<Acc>,   multiply<Acc>,     transpose<Acc>, activate_all<Acc>, activate_backward<Acc>,
-    sum_lanes<Acc>, dot_rows<Acc>,
-};
 
 }  // namespace
 }  // namespace shiftmlp

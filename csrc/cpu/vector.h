@@ -83,6 +83,18 @@ SHIFTMLP_INLINE void store(T* y, Floats v) {
   __builtin_memcpy(y, &bits, sizeof(bits));
 }
 
+// The count of a whole register.
+struct All {};
+
+template <class Acc, class T>
+SHIFTMLP_INLINE V<Acc> load(const T* x, All) {
+  return load(x);
+}
+template <class Acc, class T>
+SHIFTMLP_INLINE void store(T* y, V<Acc> v, All) {
+  store(y, v);
+}
+
 // The first `count` elements, zero beyond them, which is not read.
 template <class Acc, class T>
 SHIFTMLP_INLINE V<Acc> load(const T* x, int64_t count) {
@@ -98,6 +110,20 @@ SHIFTMLP_INLINE void store(T* y, V<Acc> v, int64_t count) {
   T part[kWidth<Acc>];
   store(part, v);
   for (int64_t i = 0; i < count; ++i) y[i] = part[i];
+}
+
+// x within [-limit, limit]; NaN stays.
+SHIFTMLP_INLINE Floats clamp(Floats x, float limit) {
+  const Floats high = Floats{} + limit, low = Floats{} - limit;
+#ifdef SHIFTMLP_MIN
+  return (Floats)SHIFTMLP_MAX(low, SHIFTMLP_MIN(high, x));
+#else
+  return x > high ? high : (x < low ? low : x);
+#endif
+}
+
+SHIFTMLP_INLINE V<double> clamp(V<double> x, double limit) {
+  return x > limit ? V<double>{} + limit : (x < -limit ? V<double>{} - limit : x);
 }
 
 template <int... kValues>

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ._differentiable import DifferentiableOp
+from ._math import at_least_float32
 from ._op import Op, never
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -44,3 +46,32 @@ def images(x: Tensor | None, axes: int = 2) -> Tensor | None:
     if x is None or x.dim() == axes + 1:
         return x
     return x.reshape(math.prod(x.shape[:-axes]), *x.shape[-axes:])
+
+
+def attach_backward(op: DifferentiableOp, launch: Callable, refuses: Callable) -> None:
+    """Makes ``launch(gradients, dy, *saved)`` the "cpu" kernel of ``op``'s backward.
+
+    It fills ``gradients``, in the order of the tensors, None where none is wanted.
+    """
+
+    def backward(dy: Tensor, *args) -> list[Tensor]:
+        *saved, needs = args
+        given = dict(zip(op.saved, saved, strict=True))
+        gradients = [
+            _gradient(op, name, given[name], dy.numel() == 0) if need else None
+            for name, need in zip(op.asked, needs, strict=True)
+        ]
+        if dy.numel():
+            into = zip(op.asked, gradients, strict=True)
+            launch([images(g) if name in op.batched else g for name, g in into], dy, *saved)
+        return [g for g in gradients if g is not None]
+
+    attach(op.backward, "cpu", backward, refuses, FLOATS)
+
+
+def _gradient(op: DifferentiableOp, name: str, tensor: Tensor, empty: bool) -> Tensor:
+    # Data and products keep their dtype; norms and scales sum in float32 at least.
+    kept = name in op.batched or name in op.autocast
+    dtype = tensor.dtype if kept else at_least_float32(tensor.dtype)
+    make = tensor.new_zeros if empty else tensor.new_empty
+    return make(tensor.shape, dtype=dtype)
