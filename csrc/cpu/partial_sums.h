@@ -12,7 +12,7 @@ namespace shiftmlp {
 template <class Acc>
 class PartialSums {
  public:
-  static constexpr int64_t kWorkPerPart = 1 << 27, kMaxParts = 16;
+  static constexpr int64_t kWorkPerPart = 1 << 28, kMaxParts = 16;
 
   // For `tasks` of `work` multiply-adds each.
   PartialSums(int64_t tasks, int64_t work)

@@ -73,8 +73,9 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
   const Images du = wanted.factor ? Images::of(*wanted.factor, Acc{}, "du") : Images{x.x};
 
   const int64_t hidden = two ? first.N : 0, inner = last.K;
-  const int64_t turned_rows = ceil_div(std::max(first.K, inner), kMaxLanes) * kMaxLanes;
-  const int64_t rows = first.K + 2 * hidden + inner + 2 * last.N + turned_rows;
+  const int64_t turned_rows = ceil_div(std::max(first.K, inner), run.lanes) * run.lanes;
+  const int64_t again = du.data ? last.N : 0;  // rows of the result, where it is made once more
+  const int64_t rows = first.K + 2 * hidden + inner + last.N + again + turned_rows;
   const Tiling<Acc> tiling(rows);
   const int64_t lanes = tiling.lanes;
   const int64_t panel_size =
@@ -100,7 +101,7 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
       const int64_t count = std::min(lanes, x.columns - c), blocks = tiling.blocks_of(count);
       Acc *in = scratch.take(first.K * lanes), *inside = scratch.take(hidden * lanes);
       Acc *activated = scratch.take(hidden * lanes), *panel = scratch.take(panel_size);
-      Acc *out = scratch.take(last.N * lanes), *dout = scratch.take(last.N * lanes);
+      Acc *out = scratch.take(again * lanes), *dout = scratch.take(last.N * lanes);
       Acc *dinner = scratch.take(inner * lanes), *turned = scratch.take(turned_rows * lanes);
 
       run.pack(piece(x.at(image, 0, c), x.rows, count, mix.norm.at(image, c), {}), in);
