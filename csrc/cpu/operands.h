@@ -136,12 +136,28 @@ struct Linear {
     engine<Acc>().multiply({left, x, bias.at(0), y, N, K, blocks, activation, false, scratch});
   }
 
+  // The same for some rows of w, as far as its columns k0 ... k1 go: parts with k0 > 0 add to y.
+  void part(const Acc* x, int64_t blocks, Acc* y, Acc* scratch, int64_t n0, int64_t n1, int64_t k0,
+            int64_t k1) const {
+    const char* data = static_cast<const char*>(w.const_data_ptr());
+    data += (n0 * w.stride(0) + k0 * w.stride(1)) * static_cast<int64_t>(w.element_size());
+    const Operand left{data, dtype, w.stride(0), w.stride(1), k1 - k0};
+    engine<Acc>().multiply({left, x, k0 ? nullptr : bias.at(n0), y, n1 - n0, k1 - k0, blocks,
+                            k1 == K ? activation : Activation::kNone, k0 > 0, scratch});
+  }
+
   // dx = w^T * dy
   void backward(const Acc* dy, int64_t blocks, Acc* dx, Acc* scratch) const {
     const Operand left{w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
     engine<Acc>().multiply(
         {left, dy, nullptr, dx, K, N, blocks, Activation::kNone, false, scratch});
   }
+};
+
+struct NormArgs {
+  const std::string& kind;
+  const OptionalTensor &weight, &bias;
+  double eps;
 };
 
 // Aligned memory of a thread, handed out piece by piece.

@@ -5,12 +5,6 @@
 namespace shiftmlp {
 namespace {
 
-struct NormArgs {
-  const std::string& kind;
-  const OptionalTensor &weight, &bias;
-  double eps;
-};
-
 // y = residual + factor * scale * layers(norm(x)), over the tokens.
 template <class Acc>
 void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,

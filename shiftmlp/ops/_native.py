@@ -48,6 +48,11 @@ def images(x: Tensor | None, axes: int = 2) -> Tensor | None:
     return x.reshape(math.prod(x.shape[:-axes]), *x.shape[-axes:])
 
 
+def one_image(x: Tensor | None) -> Tensor | None:
+    """x with all its positions in one axis, below a batch of 1."""
+    return None if x is None else x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def attach_backward(op: DifferentiableOp, launch: Callable, refuses: Callable) -> None:
     """Makes ``launch(gradients, dy, *saved)`` the "cpu" kernel of ``op``'s backward.
 
