@@ -137,6 +137,8 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
   const int64_t pitch = (std::min(at_a_time, x.rows) + 15) / 16 * 16 + 16;  // no power of two
   Scratch<Acc> map_memory(D * pitch + 16);
   Acc* const map = map_memory.take(D * pitch);
+  const int64_t zero = pitch - 1;  // where every channel has one
+  for (int64_t d = 0; d < D; ++d) map[d * pitch + zero] = 0;
   constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
 
   const Tiling<Acc> tiling(std::max(first.K, last.N) + D + 2);
@@ -162,18 +164,18 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
                                                              int64_t blocks, auto& scratch) {
       Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
       Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
-      int64_t from[kMaxLanes] = {};
+      int64_t from[kMaxLanes];
       for (int32_t g = 0; g <= shift.count; ++g) {
-        for (int64_t i = 0; i < count; ++i) {
+        for (int64_t i = 0; i < blocks * unit; ++i) {
           const int64_t pixel = (position + i) % pixels, image = position + i - pixel;
           const int32_t at = source[g * pixels + pixel];
-          from[i] = at < 0 ? -1 : image + at;
+          from[i] = at < 0 || i >= count ? zero : image + at;
         }
         const Channels channels = shift.channels(g, D);
         for (int64_t d = channels.begin; d < channels.end; d += channels.stride) {
-          for (int64_t i = 0; i < blocks * unit; ++i) {
-            const bool zero = i >= count || from[i] < 0;
-            hidden[(i / unit * D + d) * unit + i % unit] = zero ? 0 : map[d * pitch + from[i]];
+          for (int64_t block = 0; block < blocks; ++block) {
+            Acc* const to = hidden + (block * D + d) * unit;
+            for (int64_t i = 0; i < unit; ++i) to[i] = map[d * pitch + from[block * unit + i]];
           }
         }
       }

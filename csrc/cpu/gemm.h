@@ -16,11 +16,12 @@ constexpr int kLanes = kColumns * kWidth<Acc>;
 template <class Acc>
 constexpr int kStep = (kRows + kWidth<Acc> - 1) / kWidth<Acc> * kWidth<Acc>;
 
-// Up to kRows rows of a left operand: element (r, k) is at r * row + k * column.
+// Up to kRows rows of a left operand: element (r, k) is at r * row + k * column. The next panel's
+// lies `ahead` behind it; 0 if it need not be fetched.
 template <class Acc>
 struct Panel {
   const Acc* data;
-  int64_t row, column;
+  int64_t row, column, ahead;
 };
 
 // R rows of a product for one block of lanes.
@@ -35,12 +36,19 @@ SHIFTMLP_INLINE void multiply_block(Panel<Acc> panel, const Acc* right, int64_t 
     }
   }
   const Acc* left = panel.data;
+  constexpr int64_t kLine = 64 / sizeof(Acc);
+  for (int64_t k = 0; k < K; k += kLine) {
+    if (panel.ahead != 0) {
+      for (int r = 0; r < R; ++r) __builtin_prefetch(left + panel.ahead + r * panel.row);
+    }
+    const Acc* const end = right + (K - k < kLine ? K - k : kLine) * kLanes<Acc>;
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < K; ++k, left += panel.column, right += kLanes<Acc>) {
-    V<Acc> x[kColumns];
-    for (int c = 0; c < kColumns; ++c) x[c] = load(right + c * kWidth<Acc>);
-    for (int r = 0; r < R; ++r) {
-      for (int c = 0; c < kColumns; ++c) sum[r][c] += left[r * panel.row] * x[c];
+    for (; right != end; left += panel.column, right += kLanes<Acc>) {
+      V<Acc> x[kColumns];
+      for (int c = 0; c < kColumns; ++c) x[c] = load(right + c * kWidth<Acc>);
+      for (int r = 0; r < R; ++r) {
+        for (int c = 0; c < kColumns; ++c) sum[r][c] += left[r * panel.row] * x[c];
+      }
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -62,12 +70,12 @@ template <class Acc>
 Panel<Acc> panel_of(const Product<Acc>& product, int64_t n, int64_t rows) {
   const Operand& left = product.left;
   const int64_t K = product.K;
-  Panel<Acc> panel{product.scratch, K, 1};
+  Panel<Acc> panel{product.scratch, K, 1, 0};
   with_element<Acc>(left.dtype, [&](auto as) __attribute__((always_inline)) {
     const auto* data = element(left.data, as) + n * left.row;
     constexpr int W = kWidth<Acc>;
     if (left.column != 1) {
-      panel = {product.scratch, 1, kStep<Acc>};
+      panel = {product.scratch, 1, kStep<Acc>, 0};
       for (int64_t k = 0; k < K; ++k, data += left.column) {
         for (int r = 0; r < kStep<Acc>; r += W) {
           const int64_t count = n + r + W <= product.N ? W : rows - r;
@@ -86,7 +94,7 @@ Panel<Acc> panel_of(const Product<Acc>& product, int64_t n, int64_t rows) {
         }
       }
     } else {
-      panel = {reinterpret_cast<const Acc*>(data), left.row, 1};
+      panel = {reinterpret_cast<const Acc*>(data), left.row, 1, kRows * left.row};
     }
   });
   return panel;
@@ -97,8 +105,8 @@ void multiply(const Product<Acc>& product) {
   const int64_t K = product.K, N = product.N;
   for (int64_t n = 0; n < N; n += kRows) {
     const int64_t rows = N - n < kRows ? N - n : kRows;
-    const Panel<Acc> panel = panel_of(product, n, rows);
-    for (int64_t block = 0; block < product.blocks; ++block) {
+    Panel<Acc> panel = panel_of(product, n, rows);
+    for (int64_t block = 0; block < product.blocks; ++block, panel.ahead = 0) {
       const Acc* right = product.right + block * K * kLanes<Acc>;
       Acc* out = product.out + (block * N + n) * kLanes<Acc>;
       const Acc* bias = product.bias == nullptr ? nullptr : product.bias + n;
