@@ -29,11 +29,11 @@ SHIFTMLP_INLINE Floats polynomial(Floats x, float highest, Coefficients... lower
 
 // 2^n * e^r with |r| <= log(2) / 2; the relative error of the fit to e^r is 3.1e-9.
 SHIFTMLP_INLINE Floats exp(Floats x) {
-  const Floats in = clamp(x, 104.0f);  // where the result is 0 or Inf
+  const Floats in = clamp(x, 104.0f);                           // where the result is 0 or Inf
   const Floats n = (in * 1.44269504f + 0x1.8p23f) - 0x1.8p23f;  // rounds to an integer
   const Floats r = (in - n * 0.693359375f) + n * 2.12194440e-4f;
-  const Floats q = polynomial(r, 0.00138146128f, 0.00836871006f, 0.041668389f, 0.166665211f,
-                              0.49999994f);
+  const Floats q =
+      polynomial(r, 0.00138146128f, 0.00836871006f, 0.041668389f, 0.166665211f, 0.49999994f);
   // In two factors, as neither 2^128 nor 2^-150 is a number.
   const Words half = (Words)(n * 0.5f + 0x1.8p23f), rest = (Words)(n + 0x1.8p23f) - half;
   const Words bias = Words{} + (127u << 23);
@@ -42,8 +42,9 @@ SHIFTMLP_INLINE Floats exp(Floats x) {
   return ((r * r * q + r) + 1.0f) * first * second;
 }
 
-// z P(z^2) / Q(z^2) for |z| <= 4, where it is 1 to the bit; least squares reweighted towards the minimax
-// of |z| times the error, which is GELU's: 4.6e-8. In float32 GELU is within 1.0e-6 on [-12, 12].
+// z P(z^2) / Q(z^2) for |z| <= 4, where it is 1 to the bit; least squares reweighted towards the
+// minimax of |z| times the error, which is GELU's: 4.6e-8. In float32 GELU is within 1.0e-6 on
+// [-12, 12].
 SHIFTMLP_INLINE Floats erf(Floats x) {
   const Floats z = clamp(x, 4.0f);
   const Floats u = z * z;

@@ -26,24 +26,31 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
   const int64_t panel_size = engine<Acc>().scratch * std::max(first.K, chunk);
   const int64_t memory = (rows + 2) * lanes + panel_size + 5 * 16;
   const int64_t work = first.N * (first.K + last.N);
-  for_each_tile<Acc>(x.rows, tiling, memory, work, [&](int64_t position, int64_t count,
-                                                       int64_t blocks, auto& scratch) {
-    Acc *in = scratch.take(first.K * lanes), *inner = scratch.take(chunk * lanes);
-    Acc *out = scratch.take(last.N * lanes), *panel = scratch.take(panel_size);
-    Acc* moments = scratch.take(2 * lanes);
-    const Rows from = x.at(0, position, 0);
-    engine<Acc>().pack({from, count, x.columns, true, norm.of(from, count, x.columns, moments),
-                        nullptr, {}, {}},
-                       in);
-    int64_t begin = 0, end;
-    do {
-      end = std::min(begin + chunk, first.N);
-      first.part(in, blocks, inner, panel, begin, end, 0, first.K);
-      last.part(inner, blocks, out, panel, 0, last.N, begin, end);
-      begin = end;
-    } while (end < first.N);
-    finish(out, position, count, blocks, moments);
-  });
+  for_each_tile<Acc>(x.rows, tiling, memory, work,
+                     [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+                       Acc *in = scratch.take(first.K * lanes),
+                           *inner = scratch.take(chunk * lanes);
+                       Acc *out = scratch.take(last.N * lanes), *panel = scratch.take(panel_size);
+                       Acc* moments = scratch.take(2 * lanes);
+                       const Rows from = x.at(0, position, 0);
+                       engine<Acc>().pack({from,
+                                           count,
+                                           x.columns,
+                                           true,
+                                           norm.of(from, count, x.columns, moments),
+                                           nullptr,
+                                           {},
+                                           {}},
+                                          in);
+                       int64_t begin = 0, end;
+                       do {
+                         end = std::min(begin + chunk, first.N);
+                         first.part(in, blocks, inner, panel, begin, end, 0, first.K);
+                         last.part(inner, blocks, out, panel, 0, last.N, begin, end);
+                         begin = end;
+                       } while (end < first.N);
+                       finish(out, position, count, blocks, moments);
+                     });
 }
 
 // Pixel (h, w) of a shifted image.
@@ -73,28 +80,28 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
   const Tiling<Acc> tiling(2 * linear.K + linear.N);
   const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch * linear.K;
   const int64_t memory = (2 * linear.K + linear.N + 2) * lanes + panel_size + 5 * 16;
-  for_each_tile<Acc>(finish.y.rows, tiling, memory, linear.N * linear.K, [&](int64_t position,
-                                                                             int64_t count,
-                                                                             int64_t blocks,
-                                                                             auto& scratch) {
-    Acc *in = scratch.take(linear.K * lanes), *out = scratch.take(linear.N * lanes);
-    Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
-    Acc* gathered = scratch.take(linear.K * lanes);  // in x's type, which is no larger
-    with_int<2, 4, 8>(x.x.element_size(), [&](auto size) {
-      using T = Bits<decltype(size)::value>;
-      const T* data = static_cast<const T*>(x.x.const_data_ptr());
-      for (int64_t i = 0; i < count && x.C > 0; ++i) {
-        const int64_t image = (position + i) / pixels, pixel = (position + i) % pixels;
-        const Image<T> from{data + image * x.x.stride(0), x.H,           x.W,
-                            x.x.stride(1),                x.x.stride(2), shift.border == Border::kWrap};
-        gather(from, pixel / x.W, pixel % x.W, shift, x.C,
-               reinterpret_cast<T*>(gathered) + i * x.C);
-      }
-    });
-    engine<Acc>().pack({{gathered, dtype, x.C}, count, x.C, true, {}, nullptr, {}, {}}, in);
-    linear(in, blocks, out, panel);
-    finish(out, position, count, blocks, moments);
-  });
+  for_each_tile<Acc>(
+      finish.y.rows, tiling, memory, linear.N * linear.K,
+      [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+        Acc *in = scratch.take(linear.K * lanes), *out = scratch.take(linear.N * lanes);
+        Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+        Acc* gathered = scratch.take(linear.K * lanes);  // in x's type, which is no larger
+        with_int<2, 4, 8>(x.x.element_size(), [&](auto size) {
+          using T = Bits<decltype(size)::value>;
+          const T* data = static_cast<const T*>(x.x.const_data_ptr());
+          for (int64_t i = 0; i < count && x.C > 0; ++i) {
+            const int64_t image = (position + i) / pixels, pixel = (position + i) % pixels;
+            const Image<T> from{
+                data + image * x.x.stride(0), x.H, x.W, x.x.stride(1), x.x.stride(2),
+                shift.border == Border::kWrap};
+            gather(from, pixel / x.W, pixel % x.W, shift, x.C,
+                   reinterpret_cast<T*>(gathered) + i * x.C);
+          }
+        });
+        engine<Acc>().pack({{gathered, dtype, x.C}, count, x.C, true, {}, nullptr, {}, {}}, in);
+        linear(in, blocks, out, panel);
+        finish(out, position, count, blocks, moments);
+      });
 }
 
 // For every group of channels and pixel of a map, the pixel that a shift reads, or -1 for zero.
@@ -144,44 +151,51 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
   const Tiling<Acc> tiling(std::max(first.K, last.N) + D + 2);
   const int64_t lanes = tiling.lanes, unit = engine<Acc>().lanes;
   const int64_t panel_size = engine<Acc>().scratch * std::max(first.K, D);
-  const int64_t memory =
-      (std::max(first.K, last.N) + D + 2) * lanes + panel_size + 4 * 16;
+  const int64_t memory = (std::max(first.K, last.N) + D + 2) * lanes + panel_size + 4 * 16;
   for (int64_t begin = 0; begin < x.rows; begin += at_a_time) {
     const int64_t rows = std::min(at_a_time, x.rows - begin);
-    for_each_tile<Acc>(rows, tiling, memory, D * first.K, [&](int64_t position, int64_t count,
-                                                              int64_t blocks, auto& scratch) {
-      Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
-      Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
-      const Rows from = x.at(0, begin + position, 0);
-      engine<Acc>().pack({from, count, x.columns, true, norm.of(from, count, x.columns, moments),
-                          nullptr, {}, {}},
-                         in);
-      first(in, blocks, hidden, panel);
-      engine<Acc>().unpack(
-          hidden, {{map + position, dtype, pitch}, D, count, false, {}, nullptr, {}, {}});
-    });
-    for_each_tile<Acc>(rows, tiling, memory, D * last.N, [&](int64_t position, int64_t count,
-                                                             int64_t blocks, auto& scratch) {
-      Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
-      Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
-      int64_t from[kMaxLanes];
-      for (int32_t g = 0; g <= shift.count; ++g) {
-        for (int64_t i = 0; i < blocks * unit; ++i) {
-          const int64_t pixel = (position + i) % pixels, image = position + i - pixel;
-          const int32_t at = source[g * pixels + pixel];
-          from[i] = at < 0 || i >= count ? zero : image + at;
-        }
-        const Channels channels = shift.channels(g, D);
-        for (int64_t d = channels.begin; d < channels.end; d += channels.stride) {
-          for (int64_t block = 0; block < blocks; ++block) {
-            Acc* const to = hidden + (block * D + d) * unit;
-            for (int64_t i = 0; i < unit; ++i) to[i] = map[d * pitch + from[block * unit + i]];
+    for_each_tile<Acc>(
+        rows, tiling, memory, D * first.K,
+        [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+          Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
+          Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+          const Rows from = x.at(0, begin + position, 0);
+          engine<Acc>().pack({from,
+                              count,
+                              x.columns,
+                              true,
+                              norm.of(from, count, x.columns, moments),
+                              nullptr,
+                              {},
+                              {}},
+                             in);
+          first(in, blocks, hidden, panel);
+          engine<Acc>().unpack(
+              hidden, {{map + position, dtype, pitch}, D, count, false, {}, nullptr, {}, {}});
+        });
+    for_each_tile<Acc>(
+        rows, tiling, memory, D * last.N,
+        [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+          Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
+          Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+          int64_t from[kMaxLanes];
+          for (int32_t g = 0; g <= shift.count; ++g) {
+            for (int64_t i = 0; i < blocks * unit; ++i) {
+              const int64_t pixel = (position + i) % pixels, image = position + i - pixel;
+              const int32_t at = source[g * pixels + pixel];
+              from[i] = at < 0 || i >= count ? zero : image + at;
+            }
+            const Channels channels = shift.channels(g, D);
+            for (int64_t d = channels.begin; d < channels.end; d += channels.stride) {
+              for (int64_t block = 0; block < blocks; ++block) {
+                Acc* const to = hidden + (block * D + d) * unit;
+                for (int64_t i = 0; i < unit; ++i) to[i] = map[d * pitch + from[block * unit + i]];
+              }
+            }
           }
-        }
-      }
-      last(hidden, blocks, out, panel);
-      finish(out, begin + position, count, blocks, moments);
-    });
+          last(hidden, blocks, out, panel);
+          finish(out, begin + position, count, blocks, moments);
+        });
   }
 }
 
@@ -190,8 +204,8 @@ void channel_mlp(const Tensor& y, const Tensor& x, const std::string& norm,
                  const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
                  const OptionalTensor& b2, const std::string& activation,
                  const std::string& post_norm, const OptionalTensor& post_norm_weight,
-                 const OptionalTensor& post_norm_bias, double post_eps,
-                 const OptionalTensor& scale, const OptionalTensor& residual) {
+                 const OptionalTensor& post_norm_bias, double post_eps, const OptionalTensor& scale,
+                 const OptionalTensor& residual) {
   with_accumulator(y, [&](auto zero) {
     using Acc = decltype(zero);
     channel_mlp_as<Acc>(y, x, {norm, norm_weight, norm_bias, eps},

@@ -57,8 +57,14 @@ struct Finish {
   void operator()(const Acc* tile, int64_t position, int64_t count, int64_t blocks,
                   Acc* moments) const {
     const Rows rest = residual.data ? residual.at(0, position, 0) : Rows{};
-    engine<Acc>().unpack(tile, {y.at(0, position, 0), count, y.columns, true,
-                                norm.of(tile, y.columns, blocks, moments), scale.at(0), {}, rest});
+    engine<Acc>().unpack(tile, {y.at(0, position, 0),
+                                count,
+                                y.columns,
+                                true,
+                                norm.of(tile, y.columns, blocks, moments),
+                                scale.at(0),
+                                {},
+                                rest});
   }
 };
 

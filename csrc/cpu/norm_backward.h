@@ -50,10 +50,9 @@ void norm_backward(Rows dy, const Transfer<Acc>& given, Rows dx, Acc* dweight, A
 
 template <class Acc>
 constexpr Engine<Acc> kEngine = {
-    kLanes<Acc>,      kStep<Acc>,         moments<Acc>,           lane_moments<Acc>,
-    pack<Acc>,        unpack<Acc>,        multiply<Acc>,          transpose<Acc>,
-    activate_all<Acc>, activate_backward<Acc>, scale_lanes<Acc>, norm_backward<Acc>,
-    sum_lanes<Acc>,   dot_rows<Acc>,
+    kLanes<Acc>,      kStep<Acc>,         moments<Acc>,   lane_moments<Acc>, pack<Acc>,
+    unpack<Acc>,      multiply<Acc>,      transpose<Acc>, activate_all<Acc>, activate_backward<Acc>,
+    scale_lanes<Acc>, norm_backward<Acc>, sum_lanes<Acc>, dot_rows<Acc>,
 };
 
 }  // namespace

@@ -165,7 +165,7 @@ template <class Acc>
 class Scratch {
  public:
   explicit Scratch(int64_t elements)
-      : size_(elements), memory_(new(std::align_val_t{64}) Acc[elements]) {}
+      : size_(elements), memory_(new (std::align_val_t{64}) Acc[elements]) {}
 
   Acc* take(int64_t elements) {
     used_ += (elements + 15) / 16 * 16;

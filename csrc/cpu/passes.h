@@ -52,7 +52,8 @@ void moments(Rows x, int64_t rows, int64_t columns, double eps, Acc* mean, Acc* 
     const auto* row = element(x.data, as);
     for (int64_t r = 0; r < rows; ++r, row += x.stride) {
       const Acc m = sum_row<Acc>(row, columns, Itself{}) / columns;
-      const auto square = [m](V<Acc> v) __attribute__((always_inline)) { return (v - m) * (v - m); };
+      const auto square = [m](V<Acc> v)
+                              __attribute__((always_inline)) { return (v - m) * (v - m); };
       const Acc squares = sum_row<Acc>(row, columns, square);
       mean[r] = m;
       rstd[r] = inverse_root<Acc>(V<Acc>{} + (squares / columns + static_cast<Acc>(eps)))[0];
@@ -61,8 +62,7 @@ void moments(Rows x, int64_t rows, int64_t columns, double eps, Acc* mean, Acc* 
 }
 
 template <class Acc>
-void lane_moments(const Acc* tile, int64_t rows, int64_t blocks, double eps, Acc* mean,
-                  Acc* rstd) {
+void lane_moments(const Acc* tile, int64_t rows, int64_t blocks, double eps, Acc* mean, Acc* rstd) {
   for (int64_t b = 0; b < blocks; ++b, tile += rows * kLanes<Acc>) {
     for (int c = 0; c < kLanes<Acc>; c += kWidth<Acc>) {
       V<Acc> m{}, squares{};
@@ -173,16 +173,16 @@ void pack(const Transfer<Acc>& given, Acc* tile) {
     if (from.turned) {
       for_each_square(from, [&](int64_t row, int64_t c, auto count, int64_t width, int64_t place)
                                 __attribute__((always_inline)) {
-        V<Acc> square[kWidth<Acc>];
-        for (int i = 0; i < kWidth<Acc>; ++i) square[i] = piece(row + i, c, count);
-        transpose_square<Acc>(square);
-        for (int i = 0; i < width; ++i) store(tile + place + i * kLanes<Acc>, square[i]);
-      });
+                                  V<Acc> square[kWidth<Acc>];
+                                  for (int i = 0; i < kWidth<Acc>; ++i)
+                                    square[i] = piece(row + i, c, count);
+                                  transpose_square<Acc>(square);
+                                  for (int i = 0; i < width; ++i)
+                                    store(tile + place + i * kLanes<Acc>, square[i]);
+                                });
     } else {
-      for_each_piece(from, [&](int64_t row, int64_t c, auto count, int64_t place)
-                               __attribute__((always_inline)) {
-        store(tile + place, piece(row, c, count));
-      });
+      for_each_piece(from, [&](int64_t row, int64_t c, auto count, int64_t place) __attribute__((
+                               always_inline)) { store(tile + place, piece(row, c, count)); });
     }
   });
 }
@@ -194,14 +194,15 @@ void unpack(const Acc* tile, const Transfer<Acc>& given) {
     auto* data = element(to.memory.data, as);
     const auto put = [&](int64_t row, int64_t c, auto count, V<Acc> v)
                          __attribute__((always_inline)) {
-      if (!within(row, count, to.rows)) return;
-      v = transformed(to, v, row, c, count);
-      if (to.residual.data != nullptr) v += load_rows<Acc>(to.residual, row, c, count);
-      store<Acc>(data + row * to.memory.stride + c, v, count);
-    };
+                           if (!within(row, count, to.rows)) return;
+                           v = transformed(to, v, row, c, count);
+                           if (to.residual.data != nullptr)
+                             v += load_rows<Acc>(to.residual, row, c, count);
+                           store<Acc>(data + row * to.memory.stride + c, v, count);
+                         };
     if (to.turned) {
-      for_each_square(to, [&](int64_t row, int64_t c, auto count, int64_t width, int64_t place)
-                              __attribute__((always_inline)) {
+      for_each_square(to, [&](int64_t row, int64_t c, auto count, int64_t width,
+                              int64_t place) __attribute__((always_inline)) {
         V<Acc> square[kWidth<Acc>];
         for (int i = 0; i < kWidth<Acc>; ++i) {
           square[i] = i < width ? load(tile + place + i * kLanes<Acc>) : V<Acc>{};
@@ -210,10 +211,8 @@ void unpack(const Acc* tile, const Transfer<Acc>& given) {
         for (int i = 0; i < kWidth<Acc>; ++i) put(row + i, c, count, square[i]);
       });
     } else {
-      for_each_piece(to, [&](int64_t row, int64_t c, auto count, int64_t place)
-                             __attribute__((always_inline)) {
-        put(row, c, count, load(tile + place));
-      });
+      for_each_piece(to, [&](int64_t row, int64_t c, auto count, int64_t place) __attribute__((
+                             always_inline)) { put(row, c, count, load(tile + place)); });
     }
   });
 }
@@ -265,12 +264,12 @@ void dot_rows(const Acc* a, const Acc* b, int64_t rows, int64_t blocks, Acc* sum
   for (int64_t block = 0; block < blocks; ++block) {
     for (int c = 0; c < kLanes<Acc>; c += kWidth<Acc>) {
       Acc* out = sums + block * kLanes<Acc> + c;
-      V<Acc> sum = load(out);
+      V<Acc> sum[4] = {};  // shorter sums err less
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t i = (block * rows + r) * kLanes<Acc> + c;
-        sum += load(a + i) * load(b + i);
+        sum[r % 4] += load(a + i) * load(b + i);
       }
-      store(out, sum);
+      store(out, load(out) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
     }
   }
 }

@@ -32,16 +32,28 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
     const int64_t lanes = tiling.lanes;
     Acc *in = scratch.take(x.rows * lanes), *inner = scratch.take(hidden * lanes);
     Acc *out = scratch.take(y.rows * lanes), *weights = scratch.take(panel);
-    engine<Acc>().pack({x.at(at.image, 0, at.channel), x.rows, at.channels, false,
-                        norm.at(at.image, at.channel), nullptr, {}, {}},
+    engine<Acc>().pack({x.at(at.image, 0, at.channel),
+                        x.rows,
+                        at.channels,
+                        false,
+                        norm.at(at.image, at.channel),
+                        nullptr,
+                        {},
+                        {}},
                        in);
     first(in, at.blocks, hidden ? inner : out, weights);
     if (hidden) last(inner, at.blocks, out, weights);
     const auto rows_of = [&](const Images& images) {
       return images.data ? images.at(at.image, 0, at.channel) : Rows{};
     };
-    engine<Acc>().unpack(out, {y.at(at.image, 0, at.channel), y.rows, at.channels, false, {},
-                               scale.at(at.channel), rows_of(factor), rows_of(residual)});
+    engine<Acc>().unpack(out, {y.at(at.image, 0, at.channel),
+                               y.rows,
+                               at.channels,
+                               false,
+                               {},
+                               scale.at(at.channel),
+                               rows_of(factor),
+                               rows_of(residual)});
   });
 }
 
@@ -58,8 +70,8 @@ void token_linear(const Tensor& y, const Tensor& x, const std::string& norm,
 void token_mlp(const Tensor& y, const Tensor& x, const std::string& norm,
                const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double eps,
                const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
-               const OptionalTensor& b2, const std::string& activation,
-               const OptionalTensor& scale, const OptionalTensor& residual) {
+               const OptionalTensor& b2, const std::string& activation, const OptionalTensor& scale,
+               const OptionalTensor& residual) {
   with_accumulator(y, [&](auto zero) {
     using Acc = decltype(zero);
     mix<Acc>(y, x, {norm, norm_weight, norm_bias, eps},

@@ -78,8 +78,7 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
   const int64_t rows = first.K + 2 * hidden + inner + last.N + again + turned_rows;
   const Tiling<Acc> tiling(rows);
   const int64_t lanes = tiling.lanes;
-  const int64_t panel_size =
-      run.scratch * std::max({first.K, first.N, last.K, last.N, lanes});
+  const int64_t panel_size = run.scratch * std::max({first.K, first.N, last.K, last.N, lanes});
   const int64_t memory = rows * lanes + panel_size + 8 * 16;
 
   const int64_t tiles = ceil_div(x.columns, lanes);
@@ -124,8 +123,16 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
         run.dot_rows(into_last, dinner, inner, blocks, sum(dscale) + c);
         if (last.bias.at(0) != nullptr) {
           const DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
-          run.multiply({{last.bias.at(0), dtype, last.N, 1, last.N}, dout, nullptr,
-                        sum(dscale) + c, 1, last.N, blocks, Activation::kNone, true, panel});
+          run.multiply({{last.bias.at(0), dtype, last.N, 1, last.N},
+                        dout,
+                        nullptr,
+                        sum(dscale) + c,
+                        1,
+                        last.N,
+                        blocks,
+                        Activation::kNone,
+                        true,
+                        panel});
         }
       }
       if (mix.scale.at(c) != nullptr) {
@@ -194,8 +201,7 @@ void token_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& giv
                        {{w1, b1, activation_of(activation)}, {w2, b2}},
                        {scale, x.columns, "scale"},
                        {given}},
-                      norm,
-                      {to[0], to[1], to[2], {{to[3], to[4]}, {to[5], to[6]}}, to[7], {}});
+                      norm, {to[0], to[1], to[2], {{to[3], to[4]}, {to[5], to[6]}}, to[7], {}});
   });
 }
 

@@ -14,7 +14,10 @@ from ._op import Op, never
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def attach(op: Op, backend: str, launch: Callable, refuses: Callable = never, dtypes=None) -> None:
+def attach(
+    op: Op, backend: str, launch: Callable, refuses: Callable = never, dtypes=None,
+    slower: Callable = never,
+) -> None:  # fmt: skip
     """Makes ``launch`` the kernel of ``op`` on "cpu" or "cuda", where its library can run."""
 
     def refused(*inputs) -> str | None:
@@ -30,7 +33,7 @@ def attach(op: Op, backend: str, launch: Callable, refuses: Callable = never, dt
             return reason
         return refuses(*inputs)
 
-    op.kernel(backend, refused, dtypes=dtypes)(launch)
+    op.kernel(backend, refused, slower, dtypes)(launch)
 
 
 def refuses_mixture(*inputs) -> str | None:
@@ -38,6 +41,14 @@ def refuses_mixture(*inputs) -> str | None:
     dtypes = {arg.dtype for arg in inputs if isinstance(arg, Tensor)}
     if torch.float64 in dtypes and len(dtypes) > 1:
         return f"float64 must not mix with other dtypes, got {sorted(map(str, dtypes))}"
+    return None
+
+
+def slower(*inputs) -> str | None:
+    """PyTorch multiplies bfloat16 in hardware where there is some; the engine widens it."""
+    bf16 = any(isinstance(arg, Tensor) and arg.dtype is torch.bfloat16 for arg in inputs)
+    if bf16 and _native.cpu_features().get("avx512bf16"):
+        return "PyTorch has bfloat16 products on this processor, the kernel has not"
     return None
 
 
@@ -71,7 +82,7 @@ def attach_backward(op: DifferentiableOp, launch: Callable, refuses: Callable) -
             launch([images(g) if name in op.batched else g for name, g in into], dy, *saved)
         return [g for g in gradients if g is not None]
 
-    attach(op.backward, "cpu", backward, refuses, FLOATS)
+    attach(op.backward, "cpu", backward, refuses, FLOATS, slower)
 
 
 def _gradient(op: DifferentiableOp, name: str, tensor: Tensor, empty: bool) -> Tensor:

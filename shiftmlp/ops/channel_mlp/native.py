@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, one_image, refuses_mixture
+from .._native import FLOATS, attach, one_image, refuses_mixture, slower
 from .op import channel_mlp as op
 
 
@@ -23,4 +23,4 @@ def channel_mlp(
     return y
 
 
-attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS)
+attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, slower)

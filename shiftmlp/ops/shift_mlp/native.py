@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, one_image, refuses_mixture
+from .._native import FLOATS, attach, one_image, refuses_mixture, slower
 from ..spatial_shift.native import refuses as refuses_shift
 from .op import shift_mlp as op
 
@@ -28,4 +28,4 @@ def shift_mlp(
     return y
 
 
-attach(op, "cpu", shift_mlp, refuses, FLOATS)
+attach(op, "cpu", shift_mlp, refuses, FLOATS, slower)

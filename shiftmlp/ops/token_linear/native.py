@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, attach_backward, images, refuses_mixture
+from .._native import FLOATS, attach, attach_backward, images, refuses_mixture, slower
 from .op import token_linear as op
 
 
@@ -19,10 +19,9 @@ def token_linear(x, norm, norm_weight, norm_bias, eps, weight, bias, scale, resi
     return y
 
 
-
 def token_linear_backward(gradients, dy, x, *args) -> None:
     torch.ops.shiftmlp_cpu.token_linear_backward(gradients, images(dy), images(x), *args)
 
 
-attach(op, "cpu", token_linear, refuses_mixture, FLOATS)
+attach(op, "cpu", token_linear, refuses_mixture, FLOATS, slower)
 attach_backward(op, token_linear_backward, refuses_mixture)
