@@ -40,4 +40,17 @@ STABLE_TORCH_LIBRARY(shiftmlp_cpu, m) {
   m.def(
       "token_gate_backward(Tensor?[] gradients, Tensor dy, Tensor u, Tensor v, str norm,"
       " Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor weight, Tensor? bias) -> ()");
+  m.def(
+      "channel_mlp_backward(Tensor?[] gradients, Tensor dy, Tensor x, str norm,"
+      " Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, Tensor? b1, Tensor w2,"
+      " Tensor? b2, str activation, str post_norm, Tensor? post_norm_weight,"
+      " Tensor? post_norm_bias, float post_eps, Tensor? scale) -> ()");
+  m.def(
+      "shift_linear_backward(Tensor?[] gradients, Tensor dy, Tensor x, Tensor weight,"
+      " Tensor? bias, str shift, str activation, Tensor? scale) -> ()");
+  m.def(
+      "shift_mlp_backward(Tensor?[] gradients, Tensor dy, Tensor x, int H, int W, str norm,"
+      " Tensor? norm_weight, Tensor? norm_bias, float eps, Tensor w1, Tensor? b1, Tensor w2,"
+      " Tensor? b2, str shift, str activation, str post_norm, Tensor? post_norm_weight,"
+      " Tensor? post_norm_bias, float post_eps, Tensor? scale) -> ()");
 }

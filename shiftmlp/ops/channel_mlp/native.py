@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, one_image, refuses_mixture, slower
+from .._native import FLOATS, attach, attach_backward, one_image, refuses_mixture, slower
 from .op import channel_mlp as op
 
 
@@ -23,4 +23,12 @@ def channel_mlp(
     return y
 
 
+def channel_mlp_backward(gradients, dy, x, *args) -> None:
+    dx, *rest = gradients
+    torch.ops.shiftmlp_cpu.channel_mlp_backward(
+        [one_image(dx), *rest], one_image(dy), one_image(x), *args
+    )
+
+
 attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, slower)
+attach_backward(op, channel_mlp_backward, refuses_mixture)

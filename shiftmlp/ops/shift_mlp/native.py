@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, one_image, refuses_mixture, slower
+from .._native import FLOATS, attach, attach_backward, one_image, refuses_mixture, slower
 from ..spatial_shift.native import refuses as refuses_shift
 from .op import shift_mlp as op
 
@@ -28,4 +28,16 @@ def shift_mlp(
     return y
 
 
+def refuses_backward(dy, x, *args) -> str | None:
+    return refuses_shift(x, args[8]) or refuses_mixture(dy, x, *args)
+
+
+def shift_mlp_backward(gradients, dy, x, *args) -> None:
+    dx, *rest = gradients
+    torch.ops.shiftmlp_cpu.shift_mlp_backward(
+        [one_image(dx), *rest], one_image(dy), one_image(x), *x.shape[-3:-1], *args
+    )
+
+
 attach(op, "cpu", shift_mlp, refuses, FLOATS, slower)
+attach_backward(op, shift_mlp_backward, refuses_backward)
