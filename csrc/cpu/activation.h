@@ -87,24 +87,23 @@ SHIFTMLP_INLINE V<Acc> activate(V<Acc> x, Activation activation) {
   }
 }
 
-// dy * activation'(x)
 template <class Acc>
-SHIFTMLP_INLINE V<Acc> adjoint(V<Acc> dy, V<Acc> x, Activation activation) {
+SHIFTMLP_INLINE V<Acc> slope(V<Acc> x, Activation activation) {
   const Acc half = 0.5, one = 1;
   switch (activation) {
     case Activation::kGelu: {
       const V<Acc> density = kInverseSqrtTwoPi<Acc> * exp(-half * x * x);
-      return dy * (half * erf(x * kSqrtHalf<Acc>) + half + x * density);
+      return half * erf(x * kSqrtHalf<Acc>) + half + x * density;
     }
     case Activation::kGeluTanh: {
       // sigmoid' is e^-t sigmoid^2; the bound keeps it from Inf * 0.
       const V<Acc> e = exp(clamp(tanh_exponent<Acc>(x), 80));
       const V<Acc> sigmoid = one / (1 + e);
       const V<Acc> inner = 2 * kSqrtTwoOverPi<Acc> * (1 + 3 * kCubic<Acc> * x * x);
-      return dy * (sigmoid + x * inner * (e * sigmoid * sigmoid));
+      return sigmoid + x * inner * (e * sigmoid * sigmoid);
     }
     default:
-      return x > 0 ? dy : V<Acc>{};  // 0 even where dy is Inf
+      return x > 0 ? V<Acc>{} + one : V<Acc>{};
   }
 }
 
@@ -135,7 +134,9 @@ template <class Acc>
 void activate_backward(Activation activation, const Acc* x, int64_t count, Acc* dy) {
   with_activation(activation, [=](Activation a) __attribute__((always_inline)) {
     for (int64_t i = 0; i < count; i += kWidth<Acc>) {
-      store(dy + i, adjoint<Acc>(load(dy + i), load(x + i), a));
+      const V<Acc> given = load(dy + i), at = load(x + i);
+      const bool relu = a == Activation::kRelu;  // where 0 is 0 even if dy is Inf
+      store(dy + i, relu ? (at > 0 ? given : V<Acc>{}) : given * slope<Acc>(at, a));
     }
   });
 }
