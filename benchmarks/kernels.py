@@ -93,7 +93,11 @@ def compile_cuda(source: str, arch: str) -> list[dict]:
 
 def _row(backend: str, op: str, case: str, arch: str, code: MachineCode) -> dict:
     row = {"backend": backend, "op": op, "case": case, "arch": arch} | asdict(code)
-    return row | {"instructions": code.instructions.total()}
+    return row | {
+        "instructions": code.instructions.total(),
+        "resident": code.resident(arch),
+        "occupancy": code.occupancy(arch),
+    }
 
 
 def line(row: dict) -> str:
@@ -101,8 +105,8 @@ def line(row: dict) -> str:
     counts = [f"{name} x{n}" for kind in ("matrix", "memory") for name, n in row[kind].items()]
     return (
         f"{row['backend']:6} {row['arch']:7} {row['registers']:3} registers, stack {row['stack']}, "
-        f"spills {row['spills']}, shared {row['shared']:6}, {row['instructions']:5} instructions "
-        f"{' '.join(counts)} | {row['kernel']} {row['case']}"
+        f"spills {row['spills']}, shared {row['shared']:6}, occupancy {row['occupancy']:4.0%}, "
+        f"{row['instructions']:5} instructions {' '.join(counts)} | {row['kernel']} {row['case']}"
     )
 
 

@@ -99,9 +99,22 @@ def _token_mlp(programs, a):
     return 2 * useful, 2 * made * (sum(a["S_PIECES"]) + sum(a["T_PIECES"])), made
 
 
+def _token_mlp_backward(programs, a):
+    images = programs // math.ceil(a["C"] / a["BLOCK_C"])
+    made = programs * a["BLOCK_C"] * up(a["D"], a["BLOCK_D"])
+    useful = images * a["C"] * a["D"] * (2 * a["S"] + a["T"])
+    # The activation and its slope share the exponential; they are counted as two of them.
+    return 2 * useful, 2 * made * (2 * sum(a["S_PIECES"]) + sum(a["T_PIECES"])), 2 * made
+
+
 def _linear(programs, a):
     made = programs * a["BLOCK_M"] * a["BLOCK_N"]
     return 2 * a["M"] * a["N"] * a["K"], 2 * made * up(a["K"], a["BLOCK_K"]), made
+
+
+def _whole_rows(programs, a):
+    made = programs * a["BLOCK_M"] * sum(a["PIECES"])
+    return 2 * a["M"] * a["N"] * a["K"], 2 * made * up(a["K"], a["BLOCK_K"]), 0
 
 
 def _linear_weight(programs, a):
@@ -112,27 +125,34 @@ def _linear_weight(programs, a):
 def _token_weight(programs, a):
     read = a["B"] * up(a["C"], a["BLOCK_C"]) * up(a["S"], a["BLOCK_S"])
     useful = a["B"] * a["C"] * a["S"] * a["T"]
-    activated = read * math.ceil(a["T"] / a["BLOCK_T"])
-    return 2 * useful, 2 * read * up(a["T"], a["BLOCK_T"]), activated
+    return 2 * useful, 2 * read * up(a["T"], a["BLOCK_T"]), 0
 
 
 def _scale(programs, a):
     return 0, 0, up(a["M"], a["BLOCK_M"]) * up(a["N"], a["BLOCK_N"])
 
 
+def _move(programs, a):
+    return 0, 0, programs * a["BLOCK_P"] * a["BLOCK_G"] * a["VEC"]
+
+
 # (useful operations, executed ones, activations if there is one) of every kernel that ops launch.
 WORK = {
     "_triton_tokens.mix_kernel": _mix,
+    "_triton_tokens_backward.adjoint_kernel": _mix,
     "token_mlp.triton_kernels.token_mlp_kernel": _token_mlp,
+    "token_mlp.triton_backward.token_mlp_backward_kernel": _token_mlp_backward,
     "_triton_gemm.linear_kernel": _linear,
     "_triton_gemm.weight_gradient_kernel": _linear_weight,
+    "_triton_linear_norm.linear_norm_kernel": _whole_rows,
+    "_triton_linear_norm.linear_norm_backward_kernel": _whole_rows,
     "_triton_tokens_backward.weight_gradient_kernel": _token_weight,
     "_triton_rows.scale_backward_kernel": _scale,
+    "spatial_shift.triton_kernels.spatial_shift_kernel": _move,
 } | dict.fromkeys(
     (
         "_triton_rows.norm_kernel", "_triton_math.row_statistics_kernel",
         "_triton_math.norm_backward_kernel", "_triton_math.sum_parts_kernel",
-        "spatial_shift.triton_kernels.spatial_shift_kernel",
     ), lambda programs, a: (0, 0, 0),
 )  # fmt: skip
 

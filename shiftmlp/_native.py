@@ -95,3 +95,9 @@ def cpu_engine() -> str | None:
 def cpu_features() -> dict[str, bool]:
     """Instruction sets of this machine, by name; empty where the host module is missing."""
     return _host.cpu_features() if _host else {}
+
+
+@functools.cache
+def peak_rates() -> dict[str, float]:
+    """Measured multiply-add FLOP/s of one core, by dtype; empty where there is no code for it."""
+    return _host.peak_rates() if _host else {}

@@ -27,6 +27,10 @@ OPS = "shiftmlp/ops"
 MOVE = f"{OPS}/spatial_shift/reference.py"
 MATH = f"{OPS}/_math.py"
 TRITON = f"{OPS}/spatial_shift/triton_kernels.py"
+TRITON_MATH = f"{OPS}/_triton_math.py"
+TOKENS = f"{OPS}/_triton_tokens.py"
+TOKEN_MLP = f"{OPS}/token_mlp/triton_kernels.py"
+GEMM = f"{OPS}/_triton_gemm.py"
 
 DEFECTS = {
     "shift by two instead of one": Defect(
@@ -53,7 +57,58 @@ DEFECTS = {
     ),
     "Triton: 32-bit row offset": Defect(
         TRITON, "b * sB + h.to(tl.int64) * sH", "b * sB + (h * sH.to(tl.int32)).to(tl.int64)",
-        "test_triton.py 64_bits",
+        "test_memory.py 64_bits and spatial_shift-triton",
+    ),
+    "Triton: tokens beyond the last are read": Defect(
+        TOKENS, "within = (s < S) & (c < C)\n", "within = c < C\n",
+        "test_memory.py guard and triton-end",
+    ),
+    "Triton: channels beyond the last are read": Defect(
+        TOKENS, "within = (s < S) & (c < C)\n", "within = s < S\n",
+        "test_memory.py nothing and token_gate_backward-triton",
+    ),
+    "Triton: statistics of another image": Defect(
+        TOKENS, "tl.load(o.rstd + b * S + s", "tl.load(o.rstd + s",
+        "test_kernels.py triton and good and token_gate-triton-gmlp",
+    ),
+    "Triton: stride of the transposed weight": Defect(
+        TOKENS, "s[:, None] * T + out if TRANSPOSED", "s[:, None] * S + out if TRANSPOSED",
+        "test_kernels.py triton and good and token_linear_backward and fewer and float32",
+    ),
+    "Triton: last piece of tokens unmasked": Defect(
+        TOKEN_MLP, "tl.load(b2_ptr + at, mask=at < T, other=0.0)", "tl.load(b2_ptr + at)",
+        "test_memory.py guard and triton-end",
+    ),
+    "Triton: bias of the wrong token": Defect(
+        TOKEN_MLP, "b2_ptr + at, mask=at < T", "b2_ptr + (at + 1) % T, mask=at < T",
+        "test_kernels.py triton and good and token_mlp-triton-odd and float16",
+    ),
+    "Triton: statistics written beyond the last row": Defect(
+        TRITON_MATH, "tl.store(rstd_ptr + row, rstd, mask=row < R)",
+        "tl.store(rstd_ptr + row, rstd)",
+        "test_memory.py nothing and token_mlp-triton-mixer",
+    ),
+    "Triton: variance sums beyond the last channel": Defect(
+        TRITON_MATH, "apart = tl.where(within, x - (tl.sum(x, 1) / C)[:, None], 0.0)",
+        "apart = x - (tl.sum(x, 1) / C)[:, None]",
+        "test_kernels.py triton and good and token_gate_backward and gmlp and float32",
+    ),
+    "Triton: channels beyond the last are summed": Defect(
+        GEMM, "comes = (m < M) & (k < K)", "comes = m < M",
+        "test_memory.py nothing and channel_mlp-triton-mixer",
+    ),
+    "Triton: rows beyond the last are summed": Defect(
+        GEMM, "end = tl.minimum((part + 1) * rows, M)", "end = (part + 1) * rows",
+        "test_memory.py nothing and shift_linear_backward-triton-odd",
+    ),
+    "Triton: a part of a sum dropped": Defect(
+        GEMM, "max(1, triton.cdiv(M, rows)) if rows", "max(1, M // max(1, rows)) if rows",
+        "test_triton_channels.py parts",
+    ),
+    "Triton: a launcher waits for the device": Defect(
+        TRITON_MATH, "new_empty(parts.shape[1:], dtype=dtype)",
+        "new_empty(parts.shape[1:], dtype=parts.sum().item() and dtype)",
+        "test_triton_integration.py launchers and token_linear",
     ),
     "epsilon outside the root": Defect(
         MATH, "torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)",

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not _triton.INTERPRETED, reason="tiles of the in
 # Operators of PyTorch that launch nothing.
 FREE = (
     "empty.memory_format", "empty_like", "new_empty", "view", "unbind.int", "split.Tensor",
-    "select.int", "transpose.int", "unsqueeze", "promote_types",
+    "select.int", "slice.Tensor", "transpose.int", "unsqueeze", "promote_types",
 )  # fmt: skip
 
 

@@ -13,10 +13,23 @@ from shiftmlp.ops import OPS, _triton
 
 pytest.importorskip("triton")
 
-from test_triton import SHARED_LIMIT  # noqa: E402
+from test_triton import BORDERED, SHARED_LIMIT  # noqa: E402
 
-from shiftmlp.ops import _triton_gemm  # noqa: E402
+from shiftmlp.ops import _triton_gemm, _triton_shift  # noqa: E402
+from shiftmlp.ops._math import (  # noqa: E402
+    activate_backward,
+    finish,
+    normalize,
+    normalize_backward,
+)
 from shiftmlp.ops._triton_gemm import linear, linear_backward_weight  # noqa: E402
+from shiftmlp.ops._triton_linear_norm import (  # noqa: E402
+    linear_norm,
+    linear_norm_backward,
+    row_tile,
+)
+from shiftmlp.ops._triton_rows import statistics  # noqa: E402
+from shiftmlp.ops.spatial_shift.triton_kernels import move  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("channel_mlp", "shift_linear", "shift_mlp")
@@ -26,7 +39,7 @@ SIZES = (1, 7, 16, 96, 196, 768, 3072, 50_000)
 @pytest.mark.parametrize("arch", SHARED_LIMIT)
 def test_tiles_fit_every_gpu(arch, monkeypatch):
     monkeypatch.setattr(_triton_gemm, "shared_memory", lambda: SHARED_LIMIT[arch])
-    for dtype, sizes in itertools.product(_triton_gemm.DTYPES, itertools.product(SIZES, repeat=3)):
+    for dtype, sizes in itertools.product(_triton.PRODUCTS, itertools.product(SIZES, repeat=3)):
         found = _triton_gemm.tile(*sizes, dtype)
         sides = found["down"], found["across"], found["along"]
         for side, size in zip(sides, sizes, strict=True):
@@ -42,11 +55,47 @@ def test_parts_of_a_sum_cover_every_row_once(M):
         assert rows % block == 0 and (parts - 1) * rows <= max(0, M - 1) < max(1, parts * rows)
 
 
-def test_a_block_of_channels_takes_one_step_where_it_can():
-    assert _triton_gemm.block_along(96, 384, 64) == (32, 1)
-    assert _triton_gemm.block_along(192, 768, 64) == (64, 1)
-    assert _triton_gemm.block_along(384, 384, 64) == (64, 1)  # one step for all
-    assert _triton_gemm.block_along(4, 96, 64) == (64, 64)
+def test_channels_take_one_step_together_where_they_can():
+    def blocks(shift, C):
+        found = _triton_shift.on_load(shift.spec, C, 64)
+        stored = _triton_shift.on_store(shift.spec, C, 2)
+        return found["BLOCK_K"], found["SPAN"], stored and stored["VEC"]
+
+    assert blocks(Shift.S2, 384) == (32, 1, 8)
+    assert blocks(Shift.S2, 768) == (64, 1, 8)
+    assert blocks(Shift(((0, 1),)), 384) == (64, 1, 8)  # one step for all
+    assert blocks(Shift.S2, 16) == (32, 32, 4)
+    assert blocks(Shift.cycle(3, "h"), 96) == (32, 32, None)
+
+
+@pytest.mark.parametrize("shift", BORDERED.values(), ids=BORDERED.keys())
+def test_what_is_moved_as_it_is_stored_is_what_moves_once_stored(shift):
+    for dtype, leading, N in [
+        (torch.float32, (2, 5, 3), 40),
+        (torch.bfloat16, (1, 7, 1), 48),
+        (torch.float16, (3, 1, 4), 9),
+        (torch.bfloat16, (1, 1, 1), 240),
+        (torch.float16, (1, 9, 16), 144),  # two tiles each way
+    ]:
+        x, weight = (torch.randn(*shape, 8, device=DEVICE).to(dtype) for shape in (leading, (N,)))
+        plain, inner = linear(x, weight, activation="relu"), x.new_empty(*leading, N)
+        moved = linear(x, weight, activation="relu", moves=shift.spec, inner=inner)
+        want = torch.ops.shiftmlp.spatial_shift(plain, shift.spec, "reference")
+        testing.assert_same_bits(moved, want)
+        testing.assert_same_bits(inner, linear(x, weight))
+
+
+@pytest.mark.parametrize("shift", BORDERED.values(), ids=BORDERED.keys())
+def test_the_adjoint_of_the_shift_takes_the_slope_along(shift):
+    for dtype, shape in [(torch.float32, (2, 5, 3, 37)), (torch.bfloat16, (1, 1, 4, 48))]:
+        dy, inner = torch.randn(2, *shape, device=DEVICE).to(dtype)
+        [back] = torch.ops.shiftmlp.spatial_shift_backward(dy, shift.spec, [True], "reference")
+        moved = move(dy, shift.spec, True, inner, "gelu_tanh")
+        testing.assert_as_good_as_torch(
+            moved,
+            activate_backward(back, inner, "gelu_tanh"),
+            activate_backward(back.double(), inner.double(), "gelu_tanh"),
+        )
 
 
 LARGE = {
@@ -58,6 +107,64 @@ LARGE = {
         Shift.S2.spec, "gelu", "layer_norm", m(72), m(72), 1e-6, m(72), m(1, 18, 29, 72),
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("N", [16, 48, 112, 128, 144, 384, 512])
+@pytest.mark.parametrize("dtype", _triton_gemm.HALVES, ids=str)
+def test_a_norm_ends_the_product_of_whole_rows(N, dtype):
+    make, M, K = randn(dtype, DEVICE), 70, 80
+    x, weight, residual = make(M, K), make(N, K) / K**0.5, make(M, N)
+    bias, norm_weight, norm_bias, scale = make(4, N)
+    assert row_tile(N, K, dtype, 90) is not None
+
+    def formula(x, weight, bias, norm_weight, norm_bias, scale, residual):
+        branch = torch.nn.functional.linear(x, weight, bias)
+        y = normalize(branch, "layer_norm", norm_weight, norm_bias, 1e-5)
+        return finish(y, scale, residual)
+
+    for given in (
+        (x, weight, bias, norm_weight, norm_bias, scale, residual),
+        (x, weight, None, None, None, None, None),
+    ):
+        ours = linear_norm(*given[:5], 1e-5, dtype, *given[5:])
+        testing.assert_as_good_as_torch(
+            ours, formula(*given), formula(*convert(given, Tensor.double))
+        )
+
+
+@pytest.mark.parametrize("needs", list(itertools.product((True, False), repeat=3))[:-1], ids=str)
+@pytest.mark.parametrize("norm", ["layer_norm", "affine"])
+@pytest.mark.parametrize("N", [16, 240, 384])
+def test_the_adjoint_of_a_norm_ends_the_product_of_whole_rows(N, norm, needs):
+    make, M, K = randn(torch.bfloat16, DEVICE), 70, 48
+    # Strides as in the backward of an MLP: the weight is transposed, x is a slice.
+    dy, weight, x = make(M, K), make(K, N).mT / K**0.5, make(M, 2 * N)[:, :N]
+
+    def formula(dy, weight, x, norm_weight):
+        found = normalize_backward(dy @ weight.mT, x, norm, norm_weight, 1e-5, needs)
+        return [t for t in found if t is not None]
+
+    for norm_weight in (make(N), None)[: 1 if norm == "affine" else 2]:
+        given = dy, weight, x, norm_weight
+        stats = statistics(x, norm, 1e-5)
+        ours = linear_norm_backward(dy, weight, x, norm, norm_weight, 1e-5, stats, needs)
+        assert [t is not None for t in ours] == list(needs)
+        testing.assert_as_good_as_torch(
+            [t for t in ours if t is not None],
+            formula(*given),
+            formula(*convert(given, Tensor.double)),
+        )
+
+
+def test_rows_that_no_program_holds_take_two_kernels():
+    bf16 = torch.bfloat16
+    assert row_tile(384, 384, bf16, 90)["PIECES"] == (128, 128, 128)
+    assert row_tile(320, 384, bf16, 90)["PIECES"] == (128, 128, 64)
+    for N, K, dtype, arch in [
+        (528, 384, bf16, 90), (384, 40, bf16, 90), (200, 384, bf16, 90),
+        (384, 384, torch.float32, 90), (384, 384, bf16, 80), (384, 384, bf16, "gfx942"),
+    ]:  # fmt: skip
+        assert row_tile(N, K, dtype, arch) is None
 
 
 def backward_inputs(op, args, y):

@@ -13,6 +13,8 @@ from shiftmlp.ops import OPS
 pytest.importorskip("triton")
 
 from shiftmlp.ops import _triton_tokens as tokens  # noqa: E402
+from shiftmlp.ops._triton_math import sum_all  # noqa: E402
+from shiftmlp.ops._triton_tokens_backward import PROGRAMS, weight_gradient_tile  # noqa: E402
 from shiftmlp.ops.token_mlp.triton_kernels import fused_tile  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -34,7 +36,7 @@ def test_headline_tiles():
     assert tokens.pieces(196, 256) == (128, 64, 16)
     assert fused_tile(196, 384, 196, 768, BF16, 90) == {
         "S_PIECES": (128, 64, 16), "T_PIECES": (128, 64, 16),
-        "BLOCK_C": 128, "BLOCK_D": 32, "num_warps": 8,
+        "BLOCK_C": 128, "BLOCK_D": 64, "num_warps": 8,
     }  # fmt: skip
     assert fused_tile(256, 384, 196, 768, BF16, 90) is None
     assert fused_tile(196, 384, 256, 768, BF16, 90) is None
@@ -159,6 +161,82 @@ def test_every_wanted_gradient_alone(name):
         needs = [index == i for i in range(len(every))]
         (alone,) = backward(*given[:-1], needs, "triton")
         testing.assert_same_bits(alone, every[index])
+
+
+NORMS = ("none", "affine", "affine-no-bias", "layer_norm")
+
+
+def norm_args(make, C, norm) -> tuple:
+    name, _, without = norm.partition("-")
+    weight, bias = (None, None) if name == "none" else (make(C), None if without else make(C))
+    return name, weight, bias, 1e-5
+
+
+def integers(*shape):
+    """Values whose sums of products are exact in float32."""
+    return torch.randint(-2, 3, shape, device=DEVICE, dtype=torch.float32)
+
+
+def backward_of(name, norm, has_scale, has_bias, make):
+    """The backward of an op, its arguments but ``needs``, and which gradients there are."""
+    B, S, D, C = 4, 12, 10, 24
+    bias = make(S) if has_bias else None
+    scale = make(C) if has_scale else None
+    norm = norm_args(make, C, norm)
+    args = {
+        "token_linear": lambda: (make(B, S, C), *norm, make(S, S), bias, scale, None),
+        "token_mlp": lambda: (
+            make(B, S, C), *norm, make(D, S), None, make(S, D), bias, "relu", scale, None,
+        ),
+        "token_gate": lambda: (make(B, S, C), make(B, S, C), *norm, make(S, S), bias),
+    }[name]()  # fmt: skip
+    op = OPS[name]
+    _, (backward, (*given, _)) = with_backward(op, args, make)
+    of = dict(zip(op.names, args, strict=False))
+    return backward, given, [of[tensor] is not None for tensor in op.asked]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("has_scale", [True, False], ids=["scale", "no-scale"])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["token_linear", "token_mlp", "token_gate"])
+def test_sums_of_the_adjoint(name, norm, has_scale, has_bias, dtype):
+    """All gradients against the reference; only the first, or all but it, have the same bits."""
+    if name == "token_gate" and has_scale:
+        pytest.skip("token_gate has no scale")
+    whole = dtype == torch.float32 and norm != "layer_norm"
+    make = integers if whole else randn(dtype, DEVICE)
+    backward, given, all_of_them = backward_of(name, norm, has_scale, has_bias, make)
+    exact = backward(*convert(given, torch.Tensor.double), all_of_them, "reference")
+    every = backward(*given, all_of_them, "triton")
+    if whole:
+        assert all(torch.equal(got.double(), want) for got, want in zip(every, exact, strict=True))
+    else:
+        torchs = backward(*given, all_of_them, "reference")
+        testing.assert_as_good_as_torch(every, torchs, exact)
+    first = [True] + [False] * (len(all_of_them) - 1)
+    testing.assert_same_bits(backward(*given, first, "triton"), every[:1])
+    others = [False, *all_of_them[1:]]
+    testing.assert_same_bits(backward(*given, others, "triton"), every[1:])
+
+
+def test_one_launch_sums_parts_of_any_length():
+    sizes = ((1, (7,)), (33, (3, 5)), (200, (65,)), (5, (1,)))
+    parts = [torch.randn(n, *shape, device=DEVICE) for n, shape in sizes]
+    wide = torch.randn(40, 3, 33, device=DEVICE)
+    wanted = [(p, torch.float32) for p in parts] + [(None, BF16), (wide[:, 1], torch.float16)]
+    *sums, nothing, middle = sum_all(wanted)
+    for part, total in zip(parts, sums, strict=True):
+        torch.testing.assert_close(total, part.double().sum(0).float())
+    assert nothing is None and middle.dtype == torch.float16
+    torch.testing.assert_close(middle, wide[:, 1].double().sum(0).half())
+
+
+def test_a_weight_gradient_fills_one_wave():
+    for T, S in ((196, 196), (384, 196), (196, 384), (512, 196), (196, 512)):
+        _, tiles = weight_gradient_tile(T, S, 768, BF16, 90)
+        assert 0.9 < PROGRAMS // tiles * tiles / PROGRAMS <= 1
 
 
 def test_refusals():

@@ -24,36 +24,42 @@ struct Panel {
   int64_t row, column, ahead;
 };
 
+// Terms that one register sums; longer sums are made of such parts, as they err less.
+constexpr int64_t kTerms = 128;
+
 // R rows of a product for one block of lanes.
 template <int R, class Acc>
 SHIFTMLP_INLINE void multiply_block(Panel<Acc> panel, const Acc* right, int64_t K, const Acc* bias,
                                     bool accumulate, Acc* out) {
-  V<Acc> sum[R][kColumns];
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < kColumns; ++c) {
-      sum[r][c] = accumulate ? load(out + r * kLanes<Acc> + c * kWidth<Acc>)
-                             : V<Acc>{} + (bias == nullptr ? 0 : bias[r]);
-    }
-  }
   const Acc* left = panel.data;
   constexpr int64_t kLine = 64 / sizeof(Acc);
-  for (int64_t k = 0; k < K; k += kLine) {
-    if (panel.ahead != 0) {
-      for (int r = 0; r < R; ++r) __builtin_prefetch(left + panel.ahead + r * panel.row);
-    }
-    const Acc* const end = right + (K - k < kLine ? K - k : kLine) * kLanes<Acc>;
+  do {
+    const int64_t terms = K < 2 * kTerms ? (K > kTerms ? (K + 1) / 2 : K) : kTerms;
+    V<Acc> sum[R][kColumns] = {};
+    for (int64_t k = 0; k < terms; k += kLine) {
+      if (panel.ahead != 0) {
+        for (int r = 0; r < R; ++r) __builtin_prefetch(left + panel.ahead + r * panel.row);
+      }
+      const Acc* const end = right + (terms - k < kLine ? terms - k : kLine) * kLanes<Acc>;
 #pragma GCC unroll 2
-    for (; right != end; left += panel.column, right += kLanes<Acc>) {
-      V<Acc> x[kColumns];
-      for (int c = 0; c < kColumns; ++c) x[c] = load(right + c * kWidth<Acc>);
-      for (int r = 0; r < R; ++r) {
-        for (int c = 0; c < kColumns; ++c) sum[r][c] += left[r * panel.row] * x[c];
+      for (; right != end; left += panel.column, right += kLanes<Acc>) {
+        V<Acc> x[kColumns];
+        for (int c = 0; c < kColumns; ++c) x[c] = load(right + c * kWidth<Acc>);
+        for (int r = 0; r < R; ++r) {
+          for (int c = 0; c < kColumns; ++c) sum[r][c] += left[r * panel.row] * x[c];
+        }
       }
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < kColumns; ++c) store(out + r * kLanes<Acc> + c * kWidth<Acc>, sum[r][c]);
-  }
+    K -= terms;
+    for (int r = 0; r < R; ++r) {
+      const Acc constant = K == 0 && bias != nullptr ? bias[r] : 0;
+      for (int c = 0; c < kColumns; ++c) {
+        Acc* const to = out + r * kLanes<Acc> + c * kWidth<Acc>;
+        store(to, (accumulate ? load(to) + sum[r][c] : sum[r][c]) + constant);
+      }
+    }
+    accumulate = true;
+  } while (K > 0);
 }
 
 template <class Acc, int R = kRows>

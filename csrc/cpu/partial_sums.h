@@ -8,7 +8,7 @@
 namespace shiftmlp {
 
 // The tasks are dealt to parts by sizes alone. Each part sums for itself, in order; then the parts
-// are added, in order.
+// are added, pair by pair.
 template <class Acc>
 class PartialSums {
  public:
@@ -46,8 +46,11 @@ class PartialSums {
         });
       }
     });
-    for (int64_t part = 1; part < parts_; ++part) {
-      for (int64_t i = 0; i < size_; ++i) all[i] += all[part * size_ + i];
+    for (int64_t step = 1; step < parts_; step *= 2) {
+      for (int64_t part = 0; part + step < parts_; part += 2 * step) {
+        Acc *const to = all + part * size_, *const from = to + step * size_;
+        for (int64_t i = 0; i < size_; ++i) to[i] += from[i];
+      }
     }
     for (const Sum& sum : sums_) {
       if (!sum.result || sum.result->numel() == 0) continue;

@@ -8,9 +8,10 @@ namespace {
 
 template <class Acc>
 SHIFTMLP_INLINE Acc sum_of(V<Acc> v) {
-  Acc sum = 0;
-  for (int i = 0; i < kWidth<Acc>; ++i) sum += v[i];
-  return sum;
+  for (int n = kWidth<Acc> / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) v[i] += v[i + n];
+  }
+  return v[0];
 }
 
 // The sum of f(x) over a row.
@@ -25,8 +26,9 @@ SHIFTMLP_INLINE Acc sum_row(const T* x, int64_t columns, const F& f) {
   for (; c + W <= columns; c += W) sums[0] += f(load(x + c));
   Acc sum = sum_of<Acc>((sums[0] + sums[1]) + (sums[2] + sums[3]));
   if (c < columns) {
-    const V<Acc> last = f(load<Acc>(x + c, columns - c));
-    for (int64_t i = 0; i < columns - c; ++i) sum += last[i];
+    V<Acc> last = f(load<Acc>(x + c, columns - c));
+    for (int64_t i = columns - c; i < W; ++i) last[i] = 0;
+    sum += sum_of<Acc>(last);
   }
   return sum;
 }
@@ -251,11 +253,13 @@ void scale_lanes(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale) {
 
 template <class Acc>
 void sum_lanes(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums) {
-  for (int64_t first = 0; first < lanes; first += kLanes<Acc>) {
-    const int64_t count = lanes - first < kLanes<Acc> ? lanes - first : kLanes<Acc>;
-    for (int64_t r = 0; r < rows; ++r) {
-      sums[r] += sum_row<Acc>(tile + first * rows + r * kLanes<Acc>, count, Itself{});
+  for (int64_t r = 0; r < rows; ++r) {
+    Acc sum = 0;
+    for (int64_t first = 0; first < lanes; first += kLanes<Acc>) {
+      const int64_t count = lanes - first < kLanes<Acc> ? lanes - first : kLanes<Acc>;
+      sum += sum_row<Acc>(tile + first * rows + r * kLanes<Acc>, count, Itself{});
     }
+    sums[r] += sum;
   }
 }
 

@@ -48,7 +48,7 @@ template <class Acc>
 void norm_backward(const Mixture<Acc>& mix, const Images& dnormed, const Wanted& wanted) {
   const Images& x = mix.x;
   const Images dx = wanted.x ? Images::of(*wanted.x, Acc{}, "dx") : Images{mix.x};
-  PartialSums<Acc> sums(x.count, x.rows * x.columns * 64);
+  PartialSums<Acc> sums(x.count, PartialSums<Acc>::kWorkPerPart);  // many parts: they are short
   const int64_t weight = sums.add(wanted.norm_weight, 1, x.columns);
   const int64_t bias = sums.add(wanted.norm_bias, 1, x.columns);
   sums.run([&](int64_t begin, int64_t end, const auto& sum) {

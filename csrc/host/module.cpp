@@ -1,6 +1,8 @@
 // What the package knows about this machine and its own build, without torch.
 #include <pybind11/pybind11.h>
 
+#include "peak.h"
+
 namespace {
 
 namespace py = pybind11;
@@ -35,5 +37,8 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_host, m) {
   m.def("cpu_features", &cpu_features, "Instruction sets that this machine can run, by name.");
+  m.def(
+      "peak_rates", &peak_rates,
+      "Measured multiply-add FLOP/s of one core, by dtype; missing where there is no code for it.");
   m.def("build_info", &build_info, "The compiler, and the torch whose headers were used.");
 }

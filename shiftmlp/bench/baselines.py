@@ -1,9 +1,10 @@
 """Who competes: unfused PyTorch as users have it, the same compiled, and each of our backends.
 
 A contender takes a case's tensors by name and returns the result. Blocks are whole, as models run
-them: norm before, residual after.
+them: norm before, residual after. ``peers`` has those that freeze the weights.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ from .. import functional
 from ..norm import Affine, LayerNorm
 from ..ops._op import PREFERENCE
 from ..ops._triton import INTERPRETED
+from .peers import PEERS
 
-BASELINES = ("eager", "padded", "compile")
+BASELINES = ("eager", "padded", "compile", *PEERS)
 BACKENDS = ("auto", *PREFERENCE)
 ALIGNED = 8  # tokens: 16 bytes of a 16-bit dtype, which cuBLAS and TMA ask of a row
 TOKEN_OPS = ("token_mlp", "token_linear", "token_gate")
@@ -51,6 +53,8 @@ def _token_gate(u, v, norm_weight, norm_bias, weight, bias):
 
 def _spatial_shift(x):
     """The paper's shift as slice copies, out of place so that it means what the paper says."""
+    if torch.onnx.is_in_onnx_export():
+        return _shift_by_parts(x)
     quarter = x.shape[-1] // 4
     y = x.clone()
     y[:, 1:, :, :quarter] = x[:, :-1, :, :quarter]
@@ -58,6 +62,16 @@ def _spatial_shift(x):
     y[:, :, 1:, 2 * quarter : 3 * quarter] = x[:, :, :-1, 2 * quarter : 3 * quarter]
     y[:, :, :-1, 3 * quarter :] = x[:, :, 1:, 3 * quarter :]
     return y
+
+
+def _shift_by_parts(x):
+    """The same without writes into slices, which ONNX has only as slow scatters."""
+    right, left, down, up = x.split(x.shape[-1] // 4, -1)
+    right = torch.cat([right[:, :1], right[:, :-1]], 1)
+    left = torch.cat([left[:, 1:], left[:, -1:]], 1)
+    down = torch.cat([down[:, :, :1], down[:, :, :-1]], 2)
+    up = torch.cat([up[:, :, 1:], up[:, :, -1:]], 2)
+    return torch.cat([right, left, down, up], -1)
 
 
 def _shift_linear(x, weight, bias):
@@ -105,6 +119,7 @@ class Contender:
     name: str
     function: Callable
     multiple: int = 1  # of which the number of tokens is made before the clock starts
+    bind: Callable = functools.partial  # of function and tensors by name, a call without arguments
 
     @property
     def is_ours(self) -> bool:
@@ -119,16 +134,21 @@ class Contender:
         return tensor
 
 
-def contenders(op: str, against=BASELINES, backends=BACKENDS, device="cpu") -> list[Contender]:
+def contenders(job, against=BASELINES, backends=BACKENDS, device="cpu") -> list[Contender]:
     """Eager always takes part: it is what errors and ratios are measured by."""
-    chosen = [Contender("eager", EAGER[op])]
-    if "padded" in against and op in TOKEN_OPS:
-        chosen.append(Contender("padded", EAGER[op], ALIGNED))
+    eager = job.case.eager(job.dtype)
+    chosen = [Contender("eager", eager)]
+    if "padded" in against and job.case.op in TOKEN_OPS:
+        chosen.append(Contender("padded", eager, ALIGNED))
     if "compile" in against:
         # Graphs are captured by the timer for everyone; inductor's own would copy the inputs.
         mode = "max-autotune-no-cudagraphs" if torch.device(device).type == "cuda" else "default"
-        chosen.append(Contender("compile", torch.compile(EAGER[op], mode=mode, dynamic=False)))
+        chosen.append(Contender("compile", torch.compile(eager, mode=mode, dynamic=False)))
+    if torch.device(device).type == "cpu" and job.direction == "fwd":
+        for name, (bind, dtypes) in PEERS.items():
+            if name in against and job.dtype in dtypes:
+                chosen.append(Contender(name, eager, bind=bind))
     for backend in backends:
         if not (backend == "triton" and INTERPRETED):
-            chosen.append(Contender(backend, ours(op, backend)))
+            chosen.append(Contender(backend, job.case.ours(backend, job.dtype)))
     return chosen

@@ -5,12 +5,14 @@ products, and the least bytes any kernel must move (every input read once, every
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..ops import OPS
+from . import baselines
 
 DIRECTIONS = ("fwd", "bwd", "fwd_bwd")
 _NORM = {"norm_weight": "C", "norm_bias": "C"}
@@ -39,6 +41,13 @@ class Case:
     @property
     def name(self) -> str:
         return " ".join([self.model, *(f"{letter}{size}" for letter, size in self.sizes)])
+
+    def eager(self, dtype: torch.dtype) -> Callable:
+        """Unfused PyTorch on the case's tensors by name."""
+        return baselines.EAGER[self.op]
+
+    def ours(self, backend: str, dtype: torch.dtype) -> Callable:
+        return baselines.ours(self.op, backend)
 
     def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
         sizes = dict(self.sizes) | {"B": batch}
@@ -79,6 +88,25 @@ class Case:
     def _saved(self) -> set[str]:
         """What the backward reads besides dy: the gradient of a bias asks for nothing more."""
         return set(OPS[self.op].saved) - {"bias", "b2"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case with everything that makes it a measurement of its own."""
+
+    case: Case
+    batch: int
+    dtype: torch.dtype
+    direction: str
+    threads: int | None = None  # of the CPU; None leaves them as they are
+
+    def __str__(self):
+        text = f"{self.case.op} {self.case.name} b{self.batch} {self.dtype_name} {self.direction}"
+        return text if self.threads is None else f"{text} {self.threads} threads"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
 
 def _case(op: str, model: str, **sizes: int) -> Case:

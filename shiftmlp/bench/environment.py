@@ -1,6 +1,7 @@
 """Where a measurement was made: what a reader needs to judge it or to repeat it."""
 
 import datetime
+import functools
 import os
 import platform
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from .._native import cpu_features
 from .._version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +27,7 @@ def describe(device: str) -> dict:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device_name(device),
+        "instruction sets": " ".join(name for name, has in cpu_features().items() if has),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
     }
@@ -51,6 +54,26 @@ def device_name(device: str) -> str:
     except OSError:
         model = None
     return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
+
+
+@functools.cache
+def is_amd() -> bool:
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def remark(device: str, dtype: torch.dtype) -> str | None:
+    """What a reader must know beside a ratio to eager PyTorch."""
+    if (
+        device == "cpu"
+        and dtype == torch.float32
+        and is_amd()
+        and torch.backends.mkl.is_available()
+    ):
+        return "eager and compiled float32 products run on MKL, which takes its AVX2 path on AMD"
+    return None
 
 
 def slug(device: str) -> str:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 SCHEMA = "shiftmlp-bench/1"
-KEY = ("op", "case", "batch", "dtype", "direction", "contender")
+KEY = ("op", "case", "batch", "dtype", "direction", "threads", "contender")
 
 
 class BenchFile:
@@ -64,6 +64,9 @@ def load(path) -> dict:
     schema = document.get("schema") if isinstance(document, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"{path} must have schema {SCHEMA!r}, got {schema!r}")
+    environment = document["environment"]
+    for row in document["rows"]:  # older files say it once for all
+        row.setdefault("threads", None if "cuda" in environment else environment.get("threads"))
     return document
 
 
@@ -71,31 +74,49 @@ def header(environment: dict) -> str:
     return "\n".join(f"{name}: {value}" for name, value in environment.items())
 
 
-COLUMNS = ("", "time us", "20..80 %", "TFLOP/s", "GB/s", "of floor", "error", "times as fast as")
+COLUMNS = (
+    "", "time us", "20..80 %", "TFLOP/s", "of peak", "GB/s", "of floor", "error", "kept MiB",
+    "times as fast as",
+)  # fmt: skip
 
 
 def case_table(rows: list[dict]) -> str:
     """The rows of one case under a line that names it."""
     first = rows[0]
-    title = " ".join(str(first[key]) for key in KEY[:2])
-    title += f", batch {first['batch']}, {first['dtype']}, {first['direction']}"
-    title += f", floor {first['floor_us']:.1f} us"
-    return "\n".join([title, *_aligned([COLUMNS, *map(_cells, rows)])])
+    title = f"{first['op']} {first['case']}, batch {first['batch']}, {first['dtype']}, "
+    threads = f"{first['threads']} threads" if first["threads"] else "timed"
+    title += f"{first['direction']}, {threads} by {first['clock']}, "
+    title += f"floor {first['floor_us']:.1f} us, peak {first['peak_tflops']:.3g} TFLOP/s"
+    remarks = [f"  {first['remark']}"] * bool(first["remark"])
+    return "\n".join([title, *_aligned([COLUMNS, *map(_cells, rows)]), *remarks])
 
 
 def _cells(row: dict) -> tuple[str, ...]:
-    ratios = " ".join(f"{name} {ratio:.2f}x" for name, ratio in row["ratios"].items())
+    if row["time_us"] is None:
+        return (
+            row["contender"],
+            *[""] * (len(COLUMNS) - 2),
+            f"{row['mark'].upper()}: {row['reason']}",
+        )
     low, high = row["spread_us"]
     return (
         row["contender"],
         f"{row['time_us']:.1f}",
         f"{low:.1f}..{high:.1f}",
         f"{row['tflops']:.3g}",
+        f"{row['share_of_peak']:.0%}" if row["tflops"] else "-",
         f"{row['gbs']:.4g}",
         f"{row['share_of_floor']:.0%}",
         "-" if row["error_ratio"] is None else f"{row['error_ratio']:.2f}",
-        ratios if row["mark"] is None else row["mark"].upper(),
+        "-" if row["kept_bytes"] is None else f"{row['kept_bytes'] / 2**20:.2f}",
+        _ratios(row) if row["mark"] is None else row["mark"].upper(),
     )
+
+
+def _ratios(row: dict) -> str:
+    ratios = row["ratios"]
+    told = [f"best ({row['best']}) {ratios[row['best']]:.2f}x"] if row["best"] else []
+    return " ".join([*told, *(f"{name} {ratio:.2f}x" for name, ratio in ratios.items())])
 
 
 def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
@@ -116,12 +137,12 @@ def compare(before: dict, after: dict) -> list[dict]:
             "speed": 0.0 if row["mark"] else then[_key(row)]["time_us"] / row["time_us"],
         }
         for row in after["rows"]
-        if _key(row) in then and not then[_key(row)]["mark"]
+        if _key(row) in then and not then[_key(row)]["mark"] and row["time_us"]
     ]
 
 
 def _key(row: dict) -> tuple:
-    return tuple(row[name] for name in KEY)
+    return tuple(row.get(name) for name in KEY)  # predictions have no threads, as GPU rows
 
 
 def comparison_table(rows: list[dict]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .._native import peak_rates
 from .timers import host_sampler, sampler
 
 # Dense FLOP/s in bfloat16, and what a float32 product split into TF32 ones can reach; bytes/s.
@@ -44,28 +45,30 @@ class Roofline:
 
 def roofline(device: str, dtype: torch.dtype, nbytes: int = LARGE) -> Roofline:
     """Measured once for each dtype; on a CPU, where caches are large, for each traffic too."""
-    rate = _rate(device, dtype)
+    threads = 1 if device == "cuda" else torch.get_num_threads()
+    rate = _rate(device, dtype, threads)
     if device == "cuda":
-        bandwidth = _bandwidth(device, LARGE)
+        bandwidth = _bandwidth(device, LARGE, threads)
         name = torch.cuda.get_device_name()
         if name in DATA_SHEET:
             *rates, memory = DATA_SHEET[name]
             return Roofline(rate, bandwidth, rates[_WIDTHS[dtype]], memory, "data sheet")
     else:
-        bandwidth = _bandwidth(device, min(LARGE // 4, 1 << nbytes.bit_length()))
+        bandwidth = _bandwidth(device, min(LARGE // 4, 1 << nbytes.bit_length()), threads)
     return Roofline(rate, bandwidth, HEADROOM * rate, HEADROOM * bandwidth, f"{HEADROOM}x measured")
 
 
 @functools.cache
-def _rate(device: str, dtype: torch.dtype) -> float:
-    """On a CPU also no less than what wider numbers give: two lanes of half the width fit in one,
-    and sixteen-bit ones can be widened, but libraries have no fast path for each dtype."""
-    rate = _product_rate(device, dtype)
-    if device == "cuda" or dtype == torch.float64:
-        return rate
-    if dtype == torch.float32:
-        return max(rate, 2 * _rate(device, torch.float64))
-    return max(rate, _rate(device, torch.float32))
+def _rate(device: str, dtype: torch.dtype, threads: int) -> float:
+    """On a CPU what the multiply-add units of the threads' cores can do, as no library's product
+    reaches that everywhere. A dtype without units of its own is widened to one that has them."""
+    if device == "cuda":
+        return _product_rate(device, dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    peaks = {name: threads * rate for name, rate in peak_rates().items()}
+    peaks["float64"] = peaks.get("float32", 0) / 2
+    peak = max(peaks.get(str(one).removeprefix("torch."), 0) for one in (dtype, wide))
+    return peak or max(_product_rate(device, one) for one in (dtype, wide))
 
 
 def _product_rate(device: str, dtype: torch.dtype) -> float:
@@ -80,7 +83,7 @@ def _product_rate(device: str, dtype: torch.dtype) -> float:
 
 
 @functools.cache
-def _bandwidth(device: str, nbytes: int) -> float:
+def _bandwidth(device: str, nbytes: int, threads: int) -> float:
     source = torch.empty(max(1, nbytes // 2), dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     return 2 * source.numel() / _best(lambda: target.copy_(source), device)

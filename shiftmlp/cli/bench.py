@@ -6,10 +6,12 @@ from pathlib import Path
 import torch
 
 from ..bench.baselines import BACKENDS, BASELINES
-from ..bench.cases import DIRECTIONS, SHAPES, select
+from ..bench.cases import DIRECTIONS, SHAPES, Job, select
 from ..bench.environment import default_path, describe
+from ..bench.models import ModelCase
 from ..bench.report import KEY, BenchFile, case_table, header
-from ..bench.runner import Job, Settings, run_all
+from ..bench.runner import Settings, run_all
+from ..models import list_models
 from ._console import UserError, positive
 
 DTYPES = {
@@ -42,13 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     names = f"of {', '.join(SHAPES)}; all if none is named"
     add("ops", nargs="*", type=_several(SHAPES), metavar="OP", help=names)
+    text = f"whole models at inference in place of ops, of {', '.join(list_models())}"
+    add("--models", type=_several(list_models()), metavar="MODEL", help=text)
     add("--dtype", type=_several(DTYPES), help="bf16, fp16, fp32, fp64 (default bf16)")
     add("--batch", type=_sizes, help="images (default 128 on a GPU, 8 on a CPU)")
     add("--direction", type=_several(DIRECTIONS), help="fwd, bwd, fwd_bwd (default fwd,fwd_bwd)")
     add("--backend", type=_several(BACKENDS), help=f"of {', '.join(BACKENDS)} (default all)")
     add("--against", type=_several(BASELINES), help=f"of {', '.join(BASELINES)} (default all)")
     add("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    add("--threads", type=positive, help="of the CPU")
+    add("--threads", type=_sizes, help="of the CPU, such as 1,2 (default: as PyTorch has it)")
     add("--budget", type=float, default=float("inf"), metavar="SECONDS", help="then stop cleanly")
     add("--quick", action="store_true", help="one case of each op, forward, against eager alone")
     add("--json", type=Path, metavar="FILE", help="default: in benchmarks/results/<device>")
@@ -59,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device must be one that PyTorch finds, got cuda and there is no GPU")
-    if args.threads:
-        torch.set_num_threads(args.threads)
     path = args.json or default_path(device)
     try:
         file = BenchFile(path, describe(device))
@@ -80,9 +82,13 @@ def jobs(args, device: str) -> list[Job]:
     batches = args.batch or [128 if device == "cuda" else 8]
     directions = args.direction or (["fwd"] if args.quick else ["fwd", "fwd_bwd"])
     dtypes = [DTYPES[name] for name in args.dtype or ["bf16"]]
-    cases = select([op for names in args.ops for op in names], first_only=args.quick)
+    if args.models:
+        cases, directions = [ModelCase(name) for name in args.models], ["fwd"]
+    else:
+        cases = select([op for names in args.ops for op in names], first_only=args.quick)
     return [
-        Job(case, batch, dtype, direction)
+        Job(case, batch, dtype, direction, threads)
+        for threads in args.threads or [None]
         for direction in directions
         for dtype in dtypes
         for batch in batches
@@ -95,7 +101,7 @@ def settings(args, device: str) -> Settings:
     return Settings(
         device=device,
         against=tuple(against if args.against is None else args.against),
-        backends=tuple(args.backend or BACKENDS),
+        backends=tuple(args.backend or (["auto"] if args.models else BACKENDS)),
         seconds=SECONDS[args.quick],
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from ._op import never
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+PRODUCTS = FLOATS[:3]  # the dtypes of what is multiplied by a matrix
 OLDEST = (3, 6)
 
 # Triton decides the same when a kernel file is imported, so it is decided once here as well.
@@ -41,10 +42,16 @@ def why_not() -> str | None:
 
 
 def launch(kernel, grid: int, *args, **constants) -> None:
-    """Run ``grid`` programs on the device of the first argument, on the current stream there."""
+    """Run ``grid`` programs on the device of the first tensor, on the current stream there.
+
+    The first argument is a tensor or a tuple that begins with one.
+    """
     if grid == 0:
         return
-    device = args[0].device
+    first = args[0]
+    while isinstance(first, tuple):
+        first = first[0]
+    device = first.device
     # Triton launches on the current device, wherever the pointers are.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         kernel[(grid,)](*args, **constants)

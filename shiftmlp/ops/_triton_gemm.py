@@ -6,7 +6,6 @@ whose number follows from the sizes alone, so that gradients are the same on eve
 """
 
 import functools
-import math
 
 import torch
 import triton
@@ -14,26 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _triton
-from ._triton_math import activate, input_precision, shared_memory, slope, sum_parts
+from ._triton_math import activate, input_precision, shared_memory, slope, sum_all
 from ._triton_rows import as_rows, column, dense, normalize, row
-from .spatial_shift.triton_kernels import constants, pixel_of, reach, step_of
+from ._triton_shift import on_load, on_store, source_of, store_moved
+from .spatial_shift.triton_kernels import move, pixel_of
 
 HALVES = (torch.bfloat16, torch.float16)
-DTYPES = _triton.FLOATS[:3]
-PROGRAMS = 528  # four for each of 132 multiprocessors
-
-
-@triton.jit
-def source_of(
-    h, w, c, C, H, W, DY: tl.constexpr, DX: tl.constexpr, SPLIT: tl.constexpr, BORDER: tl.constexpr
-):  # fmt: skip
-    """How many pixels further channels ``c`` of pixel (h, w) come from, and whether they do."""
-    dy, dx = step_of(c, C, DY, DX, SPLIT)
-    by_h, inside_h = reach(h, -dy, H, BORDER == "wrap")
-    by_w, inside_w = reach(w, -dx, W, BORDER == "wrap")
-    inside = inside_h & inside_w
-    away = tl.where(inside, by_h.to(tl.int64) * W + by_w, 0)
-    return away, inside | (BORDER != "zero")
+AT_ONCE = 264  # programs: two on each of 132 multiprocessors
 
 
 @triton.jit(do_not_specialize=["M", "H", "W"])
@@ -53,6 +39,7 @@ def linear_kernel(
     y_ptr,  # (M, N), contiguous
     inner_ptr,  # (M, N), contiguous: what enters the activation
     M, H, W, sX, sN, sK, sR,
+    end,  # K once more: known when compiled, LLVM would write out every step
     K: tl.constexpr,
     N: tl.constexpr,
     NORM: tl.constexpr,
@@ -61,7 +48,8 @@ def linear_kernel(
     DX: tl.constexpr,
     SPLIT: tl.constexpr,
     BORDER: tl.constexpr,
-    SPAN: tl.constexpr,
+    SPAN: tl.constexpr,  # channels of a block with steps of their own, if x is moved as loaded
+    VEC: tl.constexpr,  # channels that move alike, if y is moved as stored
     PRECISION: tl.constexpr,
     EXACT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -71,18 +59,19 @@ def linear_kernel(
     tiles = tl.cdiv(N, BLOCK_N)
     first = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_M
     m = first + tl.arange(0, BLOCK_M)[:, None]
-    n = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    n0 = tl.program_id(0) % tiles * BLOCK_N
+    n = n0 + tl.arange(0, BLOCK_N)[None, :]
     weight_row = weight_ptr + n.to(tl.int64) * sN
-    if BORDER is not None:
+    if SPAN is not None:
         _, h, w = pixel_of(first, tl.arange(0, BLOCK_M)[:, None], H, W)
     mean, rstd = row(mean_ptr, m, M), row(rstd_ptr, m, M)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for k0 in range(0, K, BLOCK_K):
+    for k0 in range(0, end, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)[None, :]
         source = m
         comes = (m < M) & (k < K)
-        if BORDER is not None:
+        if SPAN is not None:
             # One step for the whole tile where it lies in one run of channels: wide loads.
             c = k0 + tl.arange(0, SPAN)[None, :]
             away, inside = source_of(h, w, c, K, H, W, DY, DX, SPLIT, BORDER)
@@ -114,7 +103,10 @@ def linear_kernel(
         acc *= column(scale_ptr, n, N)
     if residual_ptr is not None:
         acc += tl.load(residual_ptr + m * sR + n, mask=within, other=0.0).to(tl.float32)
-    tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=within)
+    if VEC is not None:
+        store_moved(y_ptr, acc, first, n0, M, H, W, N, DY, DX, SPLIT, BORDER, VEC)
+    else:
+        tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=within)
 
 
 @triton.jit(do_not_specialize=["M", "rows"])
@@ -155,8 +147,7 @@ def weight_gradient_kernel(
         if tile % tiles_k == 0:
             tl.store(dbias_ptr + row, dbias, mask=o < O)
     if dweight_ptr is not None:
-        within = (o < O)[:, None] & (k < K)
-        tl.store(dweight_ptr + row[:, None] * K + k, acc, mask=within)
+        tl.store(dweight_ptr + row[:, None] * K + k, acc, mask=(o < O)[:, None] & (k < K))
 
 
 def tile(down: int, across: int, along: int, dtype: torch.dtype) -> dict[str, int]:
@@ -177,15 +168,17 @@ def tile(down: int, across: int, along: int, dtype: torch.dtype) -> dict[str, in
 
 def linear(
     x, weight, bias=None, *, dtype=None, stats=(None, None), norm=(None, None), shift=None,
-    activation="none", slope=None, inner=None, post=(None, None), scale=None, residual=None,
+    activation="none", slope=None, inner=None, moves=None, post=(None, None), scale=None,
+    residual=None,
 ) -> Tensor:  # fmt: skip
-    """``residual + scale * post(act(linear(shift(norm(x)))))``, or ``act'(slope) * linear(x)``.
+    """``residual + scale * post(act(linear(shift(norm(x)))))``, moved by the shift ``moves``, or
+    ``act'(slope) * linear(x)``.
 
     What enters the activation is written to ``inner`` as well, where that is given.
     """
     N, K = weight.shape
     y = x.new_empty((*x.shape[:-1], N), dtype=dtype or weight.dtype)
-    H, W = x.shape[-3:-1] if shift else (1, 1)
+    H, W = x.shape[-3:-1] if shift or moves else (1, 1)
     x = as_rows(x)
     M = x.shape[0]
     sides = dict(tile(M, N, K, weight.dtype))
@@ -193,35 +186,36 @@ def linear(
     is_normed = stats[0] is not None or norm[0] is not None
     # A normed tile passes through registers; more of it spills on sm_100.
     BLOCK_K = min(BLOCK_K, 32) if is_normed else BLOCK_K
-    steps = {"DY": None, "DX": None, "SPLIT": None, "BORDER": None, "SPAN": None}
+    moving = dict.fromkeys(("DY", "DX", "SPLIT", "BORDER", "SPAN", "VEC")) | {"BLOCK_K": BLOCK_K}
     if shift:
-        steps, edges = constants(shift, K, False)
-        BLOCK_K, span = block_along(edges, K, BLOCK_K)
-        steps = steps | {"SPAN": span}
+        moving |= on_load(shift, K, BLOCK_K)
+    together = on_store(moves, N, y.itemsize) if moves else None
+    if together:
+        moving |= together
     residual = None if residual is None else as_rows(residual)
     _triton.launch(
         linear_kernel,
         triton.cdiv(M, BLOCK_M) * triton.cdiv(N, BLOCK_N),
         x, *stats, *map(dense, norm), weight, dense(bias), slope,
         *map(dense, post), dense(scale), residual, y, inner,
-        M, H, W, x.stride(0), *weight.stride(), 0 if residual is None else residual.stride(0),
-        K=K, N=N, NORM=is_normed, ACTIVATION=activation, **steps,
+        M, H, W, x.stride(0), *weight.stride(), 0 if residual is None else residual.stride(0), K,
+        K=K, N=N, NORM=is_normed, ACTIVATION=activation,
         PRECISION=input_precision(), EXACT=weight.dtype == torch.float32,
-        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, **sides,
+        BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, **moving, **sides,
     )  # fmt: skip
-    return y
-
-
-def block_along(edges: int, K: int, BLOCK_K: int) -> tuple[int, int]:
-    """``(BLOCK_K, SPAN)``: a block of channels that move alike, or one whose channels may not."""
-    alike = BLOCK_K if edges == K else math.gcd(edges, BLOCK_K)
-    return (alike, 1) if alike >= min(16, BLOCK_K) else (BLOCK_K, BLOCK_K)
+    return move(y, moves, False) if moves and not together else y
 
 
 @functools.lru_cache(maxsize=1024)
 def split(M: int, tiles: int, BLOCK_M: int) -> tuple[int, int]:
-    """``(parts, rows)``: enough parts to fill a GPU, none of fewer than eight blocks of rows."""
-    parts = max(1, min(triton.cdiv(PROGRAMS, tiles), M // (8 * BLOCK_M)))
+    """``(parts, rows)``: the fewest parts, none of fewer than eight blocks of rows, with which a
+    GPU is nine tenths busy until the end, or else as busy as can be."""
+
+    def busy(parts: int) -> float:
+        return parts * tiles / (triton.cdiv(parts * tiles, AT_ONCE) * AT_ONCE)
+
+    allowed = range(1, max(1, min(AT_ONCE, M // (8 * BLOCK_M))) + 1)
+    parts = next((parts for parts in allowed if busy(parts) >= 0.9), max(allowed, key=busy))
     rows = triton.cdiv(triton.cdiv(M, parts), BLOCK_M) * BLOCK_M
     return max(1, triton.cdiv(M, rows)) if rows else 1, rows
 
@@ -245,11 +239,11 @@ def linear_backward_weight(dy: Tensor, x: Tensor | None, dtype, needs) -> tuple:
         M, rows, dy.stride(0), x.stride(0), O=O, K=K, PRECISION=input_precision(),
         BLOCK_O=BLOCK_O, BLOCK_K=BLOCK_K, BLOCK_M=BLOCK_M, **sides,
     )  # fmt: skip
-    return tuple(None if parts is None else sum_parts(parts, dtype) for parts in (dweight, dbias))
+    return tuple(sum_all([(dweight, dtype), (dbias, dtype)]))
 
 
 def refuses_dtypes(given: dict) -> str | None:
     for name, value in given.items():
-        if isinstance(value, Tensor) and value.dtype not in DTYPES:
+        if isinstance(value, Tensor) and value.dtype not in _triton.PRODUCTS:
             return f"{name} must be bfloat16, float16 or float32, got {value.dtype}"
     return None

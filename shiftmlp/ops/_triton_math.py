@@ -4,6 +4,8 @@ Every sum and every function is evaluated in float32. ``EXACT`` asks for the pre
 without it erf's GELU is within 3e-6, which a 16-bit result cannot tell apart.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -121,7 +123,7 @@ def norm_backward_kernel(
     x_ptr,  # (R / S, S, C), strides sB, sS, 1
     weight_ptr,  # (C,) or None
     dx_ptr,  # (R, C), written only if NEEDS_X
-    parts_ptr,  # (2, programs, C): dweight and dbias of the rows of each program
+    parts_ptr,  # (programs, 2, C): dweight and dbias of the rows of each program
     R, sB, sS, eps, programs,
     S: tl.constexpr,
     C: tl.constexpr,
@@ -157,10 +159,9 @@ def norm_backward_kernel(
         dweight += dy * x
         dbias += dy
     if NEEDS_PARTS:
-        part = parts_ptr + program.to(tl.int64) * C + tl.arange(0, BLOCK_C)
+        part = parts_ptr + program.to(tl.int64) * 2 * C + tl.arange(0, BLOCK_C)
         tl.store(part, tl.sum(dweight, 0), mask=tl.arange(0, BLOCK_C) < C)
-        part += programs.to(tl.int64) * C
-        tl.store(part, tl.sum(dbias, 0), mask=tl.arange(0, BLOCK_C) < C)
+        tl.store(part + C, tl.sum(dbias, 0), mask=tl.arange(0, BLOCK_C) < C)
 
 
 def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
@@ -168,6 +169,12 @@ def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
 
     dy is dense, x is (B, S, C) and dense in C; dweight and dbias are float32.
     """
+    dx, *parts = norm_backward_parts(dy, x, norm, weight, eps, needs)
+    return dx, *sum_all([(part, torch.float32) for part in parts])
+
+
+def norm_backward_parts(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
+    """``norm_backward``, but of dweight and dbias the parts that ``sum_all`` adds up."""
     if norm == "none":
         return (dy.to(x.dtype) if needs[0] else None), None, None
     B, S, C = x.shape
@@ -175,7 +182,7 @@ def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
     BLOCK_R = max(1, min(32, TILE // BLOCK_C))
     programs = min(NORM_PROGRAMS, triton.cdiv(B * S, BLOCK_R))
     dx = x.new_empty(x.shape if needs[0] else 0)
-    parts = x.new_empty((2, programs, C) if any(needs[1:]) else 0, dtype=torch.float32)
+    parts = x.new_empty((programs, 2, C) if any(needs[1:]) else (0, 2, 0), dtype=torch.float32)
     _triton.launch(
         norm_backward_kernel, programs,
         dy, x, None if weight is None else weight.contiguous(), dx, parts,
@@ -183,36 +190,67 @@ def norm_backward(dy: Tensor, x: Tensor, norm: str, weight, eps: float, needs):
         NEEDS_X=needs[0], NEEDS_PARTS=any(needs[1:]),
         BLOCK_R=BLOCK_R, BLOCK_C=BLOCK_C, num_warps=8,
     )  # fmt: skip
-    sums = [sum_parts(parts[i]) if needs[1 + i] else None for i in range(2)]
-    return (dx if needs[0] else None), *sums
+    parts = (dx, *parts.unbind(1))
+    return tuple(part if need else None for part, need in zip(parts, needs, strict=True))
 
 
-@triton.jit(do_not_specialize=["N"])
+class Sum(NamedTuple):
+    """Parts (N, M), with a stride between them, and where their sum (M,) goes."""
+
+    parts: Tensor
+    y: Tensor
+    N: int
+    M: int
+    stride: int
+
+
+@triton.jit
 def sum_parts_kernel(
-    parts_ptr,  # (N, M)
-    y_ptr,  # (M,)
-    N, M,
+    sums,  # a tuple of Sum
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    m = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))[None, :]
-    n = tl.arange(0, BLOCK_N)[:, None]
-    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    for n0 in range(0, N, BLOCK_N):
-        at = (n0 + n).to(tl.int64) * M + m
-        total += tl.load(parts_ptr + at, mask=(n0 + n < N) & (m < M), other=0.0)
-    y = tl.sum(total, 0, keep_dims=True).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + m, y, mask=m < M)
+    block = tl.program_id(0)
+    for i in tl.static_range(len(sums)):
+        one = sums[i]
+        blocks = tl.cdiv(one.M, BLOCK_M)
+        if (block >= 0) & (block < blocks):
+            m = (block * BLOCK_M + tl.arange(0, BLOCK_M))[None, :]
+            n = tl.arange(0, BLOCK_N)[:, None]
+            total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            for n0 in range(0, one.N, BLOCK_N):
+                at = (n0 + n).to(tl.int64) * one.stride + m
+                total += tl.load(one.parts + at, mask=(n0 + n < one.N) & (m < one.M), other=0.0)
+            y = tl.sum(total, 0, keep_dims=True).to(one.y.dtype.element_ty)
+            tl.store(one.y + m, y, mask=m < one.M)
+        block -= blocks
+
+
+def sum_all(wanted) -> list[Tensor | None]:
+    """Of each ``(parts, dtype)`` the sum over the first axis, always in the same order.
+
+    Parts are float32 and dense but for their first axis; of None the sum is None.
+    """
+    sums = []
+    for parts, dtype in wanted:
+        if parts is not None:
+            y = parts.new_empty(parts.shape[1:], dtype=dtype)
+            sums.append(Sum(parts, y, len(parts), y.numel(), parts.stride(0)))
+    if sums:
+        largest = max(sums, key=lambda one: one.M)
+        BLOCK_N = min(32, triton.next_power_of_2(max(1, largest.N)))
+        BLOCK_M = 1024 // BLOCK_N
+        _triton.launch(
+            sum_parts_kernel, sum(triton.cdiv(one.M, BLOCK_M) for one in sums),
+            tuple(sums), BLOCK_N=BLOCK_N, BLOCK_M=BLOCK_M, num_warps=4,
+        )  # fmt: skip
+    done = iter(sums)
+    return [None if parts is None else next(done).y for parts, _ in wanted]
 
 
 def sum_parts(parts: Tensor, dtype=torch.float32) -> Tensor:
     """The sum of dense float32 parts over their first axis, always in the same order."""
-    y = parts.new_empty(parts.shape[1:], dtype=dtype)
-    _triton.launch(
-        sum_parts_kernel, triton.cdiv(y.numel(), 128),
-        parts, y, parts.shape[0], y.numel(), BLOCK_N=8, BLOCK_M=128, num_warps=4,
-    )  # fmt: skip
-    return y
+    return sum_all([(parts, dtype)])[0]
 
 
 def input_precision() -> str:

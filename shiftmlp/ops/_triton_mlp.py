@@ -1,6 +1,7 @@
 """The MLPs over channels in Triton: two products, a shift or none between them, and their adjoint.
 
-The hidden is written once in the forward and computed again in the backward.
+The hidden is written once in the forward, where the shift moves it, and computed again in the
+backward.
 """
 
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor
 
 from ._math import pick, result_dtype
 from ._triton_gemm import linear, linear_backward_weight, refuses_dtypes
+from ._triton_linear_norm import linear_norm, linear_norm_backward
 from ._triton_math import MAX_CHANNELS, norm_backward
 from ._triton_rows import as_rows, dense, normalize_rows, scale_backward, statistics
-from .spatial_shift.triton_kernels import spatial_shift, spatial_shift_backward
+from .spatial_shift.triton_kernels import move
 
 
 def refuses(given: dict) -> str | None:
@@ -39,16 +41,12 @@ def mlp(
     hidden = linear(
         x, w1, b1,
         stats=statistics(x, norm, eps), norm=(norm_weight, norm_bias), activation=activation,
+        moves=shift,
     )  # fmt: skip
     post = post_norm_weight, post_norm_bias
     if post_norm != "layer_norm":
-        return linear(
-            hidden, w2, b2, shift=shift, post=post, scale=scale, residual=residual, dtype=dtype
-        )
-    # A program holds part of a row, the norm wants all of it.
-    branch = linear(hidden, w2, b2, shift=shift)
-    stats = statistics(branch, post_norm, post_eps)
-    return normalize_rows(branch, stats, *post, dtype, scale, residual)
+        return linear(hidden, w2, b2, post=post, scale=scale, residual=residual, dtype=dtype)
+    return linear_norm(hidden, w2, b2, *post, post_eps, dtype, scale, residual)
 
 
 class Needs:
@@ -70,14 +68,13 @@ def mlp_backward(
     wanted = Needs(needs)
     norm_weight, post_norm_weight = dense(norm_weight), dense(post_norm_weight)
     reads_branch = wanted.scale or post_norm != "none"
-    normed = x
+    normed, stats_of_x = x, statistics(x, norm, eps)
     if norm != "none":
-        stats = statistics(x, norm, eps)
-        normed = normalize_rows(x, stats, norm_weight, norm_bias, w1.dtype)
+        normed = normalize_rows(x, stats_of_x, norm_weight, norm_bias, w1.dtype)
     needs_hidden = reads_branch or wanted.linear2[0]
-    inner, hidden = recompute(normed, w1, b1, activation, wanted.inner, needs_hidden)
+    inner, hidden = recompute(normed, w1, b1, shift, activation, wanted.inner, needs_hidden)
 
-    branch = linear(hidden, w2, b2, shift=shift) if reads_branch else None
+    branch = linear(hidden, w2, b2) if reads_branch else None
     stats = statistics(branch, post_norm, post_eps) if wanted.scale else (None, None)
     dy, dscale = scale_backward(
         dy, branch if wanted.scale else None, scale,
@@ -98,34 +95,34 @@ def mlp_backward(
         dinner = inner_backward(dy, inner, w2, shift, activation)
         dlinear1 = linear_backward_weight(dinner, normed, w1.dtype, wanted.linear1)
         if wanted.normed:
-            dnormed = linear(dinner, w1.mT)
-            dnorm = norm_backward(dnormed, as_rows(x)[None], norm, norm_weight, eps, wanted.norm)
-    if shift and wanted.linear2[0]:
-        hidden = spatial_shift(hidden, shift)
+            dnorm = linear_norm_backward(
+                dinner, w1.mT, x, norm, norm_weight, eps, stats_of_x, wanted.norm
+            )
     dlinear2 = linear_backward_weight(dy, hidden, w2.dtype, wanted.linear2)
     dx = dnorm[0].view(x.shape) if wanted.x else None
     return pick((dx, *dnorm[1:], *dlinear1, *dlinear2, *dpost, dscale), needs)
 
 
-def recompute(normed, w1, b1, activation, needs_inner: bool, needs_hidden: bool) -> tuple:
-    """``(inner, hidden)``: what enters the activation and what leaves it, None if not needed."""
+def recompute(normed, w1, b1, shift, activation, needs_inner: bool, needs_hidden: bool) -> tuple:
+    """``(inner, hidden)``: what enters the activation and what the shift makes of what leaves it;
+    None if not needed."""
     if not needs_hidden:
         return (linear(normed, w1, b1) if needs_inner else None), None
     inner = None
     if needs_inner:
         inner = normed.new_empty((*normed.shape[:-1], w1.shape[0]), dtype=w1.dtype)
-    return inner, linear(normed, w1, b1, activation=activation, inner=inner)
+    return inner, linear(normed, w1, b1, activation=activation, inner=inner, moves=shift)
 
 
 def inner_backward(dy, inner, w2, shift, activation) -> Tensor:
-    """The gradient of what enters the activation.
+    """The gradient of what enters the activation; the shift's adjoint is a pass of its own.
 
-    What entered it is moved by the shift, so that the product with w2 ends in the activation's
-    slope; then the shift's adjoint brings the gradient back.
+    A product that gathered its rows would read tiles no wider than a run of channels, again and
+    again from the L2, which costs more than the pass.
     """
-    moved = spatial_shift(inner, shift) if shift else inner
-    dinner = linear(dy, w2.mT, slope=moved, activation=activation)
-    return spatial_shift_backward(dinner, shift, [True])[0] if shift else dinner
+    if shift is None:
+        return linear(dy, w2.mT, slope=inner, activation=activation)
+    return move(linear(dy, w2.mT), shift, True, inner, activation)
 
 
 def _meta(*shape, dtype=torch.bfloat16) -> Tensor:

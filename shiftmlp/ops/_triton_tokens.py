@@ -21,11 +21,9 @@ from ._triton_math import (
     architecture,
     input_precision,
     row_statistics,
-    slope,
-    sum_parts,
 )
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MAX_TOKENS = 208  # of a tile that the fused kernels of token_mlp hold
 
 
 class Operand(NamedTuple):
@@ -73,18 +71,77 @@ def zeros(M: tl.constexpr, N: tl.constexpr):
     return tl.zeros((M, N), tl.float32)
 
 
+@triton.jit
+def empty(M: tl.constexpr, PIECES: tl.constexpr):
+    """Accumulators of M rows for tokens in pieces."""
+    acc = ()
+    for i in tl.static_range(len(PIECES)):
+        acc = acc + (zeros(M, PIECES[i]),)
+    return acc
+
+
+@triton.jit
+def held(x, b, c, S: tl.constexpr, C: tl.constexpr, PIECES: tl.constexpr, DTYPE: tl.constexpr):
+    """All tokens of Operand x at image b and channels c, in pieces."""
+    tokens = ()
+    s = 0
+    for i in tl.static_range(len(PIECES)):
+        piece = load(x, b, (s + tl.arange(0, PIECES[i]))[None, :], c, S, C)
+        tokens = tokens + (piece.to(DTYPE),)
+        s += PIECES[i]
+    return tokens
+
+
+@triton.jit
+def product(
+    w_ptr,  # (T, S), or (S, T) if TRANSPOSED
+    x,  # Operand (B, S, C)
+    sum_ptr,  # (S,) or None
+    b, c, tile, end,
+    S: tl.constexpr,
+    T: tl.constexpr,
+    C: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    PIECES: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """A tile of ``weight @ x`` in pieces, each (channels, tokens), at image b and channels c.
+
+    With it the sums over the tokens of x, weighted by ``sum_ptr``; 0 in all tiles but the first.
+    """
+    DTYPE: tl.constexpr = w_ptr.dtype.element_ty
+    acc = empty(c.shape[0], PIECES)
+    weighted = zeros(c.shape[0], BLOCK_S)
+    for s0 in range(0, end, BLOCK_S):
+        s = s0 + tl.arange(0, BLOCK_S)
+        tokens = load(x, b, s[None, :], c, S, C)
+        if sum_ptr is not None:
+            weights = tl.load(sum_ptr + s, mask=(s < S) & (tile == 0), other=0.0).to(tl.float32)
+            weighted += tokens.to(tl.float32) * weights[None, :]
+        tokens = tokens.to(DTYPE)
+        t = tile * BLOCK_T
+        sums = ()
+        for i in tl.static_range(len(PIECES)):
+            out = (t + tl.arange(0, PIECES[i]))[None, :]
+            at = s[:, None] * T + out if TRANSPOSED else out * S + s[:, None]
+            w = tl.load(w_ptr + at, mask=(s < S)[:, None] & (out < T), other=0.0)
+            sums = sums + (tl.dot(tokens, w, acc[i], input_precision=PRECISION),)
+            t += PIECES[i]
+        acc = sums
+    return acc, tl.sum(weighted, 1, keep_dims=True)
+
+
 @triton.jit(do_not_specialize=["end"])
 def mix_kernel(
     w_ptr,  # (T, S), or (S, T) if TRANSPOSED
     x,  # Operand (B, S, C)
-    y_ptr,  # (B, T, C) or None
+    y_ptr,  # (B, T, C)
     bias_ptr,  # (T,) or None
     scale_ptr,  # (C,) or None
     times,  # Operand (B, T, C) or NOTHING
     residual,  # Operand (B, T, C) or NOTHING
-    made_from,  # Operand (B, T, C) or NOTHING: the y of the product that this one is the adjoint of
-    dots_ptr,  # (B, tiles, C) or None: sums over tokens of product * activation(made_from)
-    sum_ptr,  # (S,) or None: what the sums over tokens of x, weighted by it, add to these dots
     end,  # S once more: known when compiled, LLVM would write out every step
     S: tl.constexpr,
     T: tl.constexpr,
@@ -97,61 +154,43 @@ def mix_kernel(
     PIECES: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    DTYPE: tl.constexpr = w_ptr.dtype.element_ty
-    EXACT: tl.constexpr = DTYPE == tl.float32
-    tiles: tl.constexpr = (T + BLOCK_T - 1) // BLOCK_T
-    tile = tl.program_id(0) % tiles
-    rest = tl.program_id(0) // tiles
-    b = (rest // tl.cdiv(C, BLOCK_C)).to(tl.int64)
-    c = (rest % tl.cdiv(C, BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-
-    acc = ()
-    for i in tl.static_range(len(PIECES)):
-        acc = acc + (zeros(BLOCK_C, PIECES[i]),)
-    dots = tl.zeros((BLOCK_C,), tl.float32)
-    for s0 in range(0, end, BLOCK_S):
-        s = s0 + tl.arange(0, BLOCK_S)
-        tokens = load(x, b, s[None, :], c, S, C)
-        if sum_ptr is not None:
-            weights = tl.load(sum_ptr + s, mask=(s < S) & (tile == 0), other=0.0).to(tl.float32)
-            dots += tl.sum(tokens.to(tl.float32) * weights[None, :], 1)
-        tokens = tokens.to(DTYPE)
-        t = tile * BLOCK_T
-        sums = ()
-        for i in tl.static_range(len(PIECES)):
-            out = (t + tl.arange(0, PIECES[i]))[None, :]
-            at = s[:, None] * T + out if TRANSPOSED else out * S + s[:, None]
-            w = tl.load(w_ptr + at, mask=(s < S)[:, None] & (out < T), other=0.0)
-            sums = sums + (tl.dot(tokens, w, acc[i], input_precision=PRECISION),)
-            t += PIECES[i]
-        acc = sums
-
+    EXACT: tl.constexpr = w_ptr.dtype.element_ty == tl.float32
+    b, c, tile = place(T, C, BLOCK_C, BLOCK_T)
+    acc, _ = product(
+        w_ptr, x, None, b, c, tile, end, S, T, C, TRANSPOSED, PRECISION, BLOCK_S, PIECES, BLOCK_T
+    )
     t = tile * BLOCK_T
     for i in tl.static_range(len(PIECES)):
         out = (t + tl.arange(0, PIECES[i]))[None, :]
         y = acc[i]
-        if made_from.x is not None:
-            made = load(made_from, b, out, c, T, C).to(tl.float32)
-            if dots_ptr is not None:
-                dots += tl.sum(y * activate(made, ACTIVATION, EXACT), 1)
-            y *= slope(made, ACTIVATION, EXACT)
-        else:
-            if bias_ptr is not None:
-                y += tl.load(bias_ptr + out, mask=out < T, other=0.0).to(tl.float32)
-            y = activate(y, ACTIVATION, EXACT)
+        if bias_ptr is not None:
+            y += tl.load(bias_ptr + out, mask=out < T, other=0.0).to(tl.float32)
+        y = activate(y, ACTIVATION, EXACT)
         if scale_ptr is not None:
             y *= tl.load(scale_ptr + c, mask=c < C, other=0.0).to(tl.float32)
         if times.x is not None:
             y *= load(times, b, out, c, T, C).to(tl.float32)
         if residual.x is not None:
             y += load(residual, b, out, c, T, C).to(tl.float32)
-        if y_ptr is not None:
-            y = y.to(y_ptr.dtype.element_ty)
-            tl.store(y_ptr + (b * T + out) * C + c, y, mask=(out < T) & (c < C))
+        store(y_ptr, y, b, out, c, T, C)
         t += PIECES[i]
-    if dots_ptr is not None:
-        row = (b * tiles + tile) * C + tl.reshape(c, (BLOCK_C,))
-        tl.store(dots_ptr + row, dots, mask=tl.reshape(c, (BLOCK_C,)) < C)
+
+
+@triton.jit
+def place(T: tl.constexpr, C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The image, the channels (BLOCK_C, 1) and the tile of tokens of a program."""
+    tiles: tl.constexpr = (T + BLOCK_T - 1) // BLOCK_T
+    blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    rest = tl.program_id(0) // tiles
+    c = rest % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    return (rest // blocks).to(tl.int64), c[:, None], tl.program_id(0) % tiles
+
+
+@triton.jit
+def store(y_ptr, y, b, t, c, T: tl.constexpr, C: tl.constexpr):
+    """y at image b, tokens t and channels c of a dense (B, T, C)."""
+    y = y.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + (b * T + t) * C + c, y, mask=(t < T) & (c < C))
 
 
 def pieces(n: int, most: int) -> tuple[int, ...]:
@@ -194,7 +233,7 @@ def rows(x: Tensor) -> Tensor:
 def refusal(x: Tensor, weight: Tensor, *others) -> str | None:
     """What no token kernel takes."""
     for tensor in (x, weight, *others):
-        if tensor is not None and tensor.dtype not in DTYPES:
+        if tensor is not None and tensor.dtype not in _triton.PRODUCTS:
             return f"every tensor must have 16 or 32 bits, got {tensor.dtype}"
     *_, S, C = x.shape
     if min(S, C, *weight.shape) == 0:
@@ -213,37 +252,33 @@ def dense(v: Tensor | None) -> Tensor | None:
 
 
 def mix(
-    weight: Tensor, x: Operand, y: Tensor | None, bias=None, scale=None, times=NOTHING,
-    residual=NOTHING, transposed=False, activation="none", made_from=NOTHING, made_bias=None,
-) -> Tensor | None:  # fmt: skip
-    """Write ``residual + times * scale * activation(weight @ x + bias)``, (B, T, C), into y.
-
-    With ``made_from`` the adjoint, ``scale * activation'(made_from) * (weight.T @ x)``; returned is
-    then the gradient of the scale behind ``weight @ activation(made_from) + made_bias``.
-    """
+    weight: Tensor, x: Operand, y: Tensor, bias=None, scale=None, times=NOTHING, residual=NOTHING,
+    transposed=False, activation="none",
+) -> None:  # fmt: skip
+    """Write ``residual + times * scale * activation(weight @ x + bias)``, (B, T, C), into y."""
     B, S, C = x.x.shape
     T = weight.shape[1 if transposed else 0]
-    tile = mix_tile(S, T, C, weight.dtype, architecture())
-    BLOCK_T = sum(tile["PIECES"])
-    tiles = triton.cdiv(T, BLOCK_T)
-    wants_dots = made_from.x is not None and scale is not None
-    parts = weight.new_empty((B * tiles, C), dtype=torch.float32) if wants_dots else None
+    tile, grid = mix_tile(S, T, C, weight.dtype, architecture())
     _triton.launch(
-        mix_kernel, B * tiles * triton.cdiv(C, tile["BLOCK_C"]),
-        weight.contiguous(), x, y, dense(bias), dense(scale), times, residual, made_from, parts,
-        dense(made_bias) if wants_dots else None, S, S=S, T=T, C=C, TRANSPOSED=transposed,
-        ACTIVATION=activation, PRECISION=input_precision(), BLOCK_T=BLOCK_T, **tile,
+        mix_kernel, B * grid,
+        weight.contiguous(), x, y, dense(bias), dense(scale), times, residual, S,
+        S=S, T=T, C=C, TRANSPOSED=transposed, ACTIVATION=activation, PRECISION=input_precision(),
+        **tile,
     )  # fmt: skip
-    return sum_parts(parts) if wants_dots else None
 
 
-def mix_tile(S: int, T: int, C: int, dtype: torch.dtype, arch) -> dict:
+def mix_tile(S: int, T: int, C: int, dtype: torch.dtype, arch) -> tuple[dict, int]:
+    """The tile of a product, and how many an image takes."""
     if dtype == torch.float32:
-        return {"PIECES": pieces(T, 64), "BLOCK_C": block(C, 64), "BLOCK_S": 16, "num_warps": 4}
-    return {
-        "PIECES": pieces(T, most(arch)), "BLOCK_C": block(C, channels(arch)),
-        "BLOCK_S": block(S, 16 if arch in FROM_REGISTERS else 32), "num_warps": 8,
-    }  # fmt: skip
+        tile = {"PIECES": pieces(T, 64), "BLOCK_C": block(C, 64), "BLOCK_S": 16, "num_warps": 4}
+    else:
+        tile = {
+            "PIECES": pieces(T, most(arch)), "BLOCK_C": block(C, channels(arch)),
+            "BLOCK_S": block(S, 16 if arch in FROM_REGISTERS else 32), "num_warps": 8,
+        }  # fmt: skip
+    BLOCK_T = sum(tile["PIECES"])
+    tiles = triton.cdiv(T, BLOCK_T) * triton.cdiv(C, tile["BLOCK_C"])
+    return tile | {"BLOCK_T": BLOCK_T}, tiles
 
 
 def channels(arch) -> int:

@@ -4,6 +4,6 @@ from . import native, op, reference  # noqa: F401
 _triton.attach(
     op.channel_mlp,
     "shiftmlp.ops.channel_mlp.triton_kernels",
-    _triton.FLOATS[:3],
+    _triton.PRODUCTS,
     slower=_triton.not_measured,
 )

@@ -1,4 +1,4 @@
-"""shift_mlp in Triton: two GEMMs, of which the second reads the hidden where the shift moved it."""
+"""shift_mlp in Triton: two GEMMs, of which the first stores the hidden where the shift moves it."""
 
 from ...shift import Shift
 from .. import _triton_mlp
@@ -24,6 +24,12 @@ COMPILE_CASES = {
     "deep bf16 14x14x384": (shift_mlp, _triton_mlp.case((128, 14, 14, 384), 384, S2)),
     "deep post-norm bf16 14x14x384": (
         shift_mlp, _triton_mlp.case((128, 14, 14, 384), 384, S2, pre=False)
+    ),
+    "cycle(7, w) bf16 14x14x320": (
+        shift_mlp, _triton_mlp.case((128, 14, 14, 320), 320, Shift.cycle(7, "w").spec)
+    ),
+    "deep backward bf16 14x14x384": (
+        shift_mlp_backward, _triton_mlp.backward_case((128, 14, 14, 384), 384, S2)
     ),
     "wide post-norm backward bf16 14x14x768": (
         shift_mlp_backward, _triton_mlp.backward_case((128, 14, 14, 768), 768, S2, pre=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...shift import Shift
 from .. import _triton
+from .._triton_math import slope
 
 MAX_STEPS = 128  # each step is two selections in the kernel
 TILE_BYTES = 8192  # four 16-byte vectors in flight for each of 128 threads
@@ -70,11 +71,13 @@ def reach(at, step, size, WRAP: tl.constexpr):
 def spatial_shift_kernel(
     x_ptr,  # (B, H, W, G, VEC), strides in groups of VEC: sB, sH, sW, 1
     y_ptr,  # (B, H, W, G, VEC), contiguous
+    inner_ptr,  # (B, H, W, G, VEC), contiguous: y is multiplied by the activation's slope there
     P, H, W, G, sB, sH, sW,
     DY: tl.constexpr,
     DX: tl.constexpr,
     SPLIT: tl.constexpr,
     BORDER: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     ALIKE: tl.constexpr,
     VEC: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -109,8 +112,11 @@ def spatial_shift_kernel(
         ACC: tl.constexpr = tl.float64 if y.dtype == tl.float64 else tl.float32
         y = y.to(ACC) + kept.to(ACC)
 
-    target = y_ptr + ((first + i) * G + g) * VEC + v
-    tl.store(target, y.to(y_ptr.dtype.element_ty), mask=within)
+    target = ((first + i) * G + g) * VEC + v
+    if inner_ptr is not None:
+        inner = tl.load(inner_ptr + target, mask=within, other=0.0)
+        y = y.to(tl.float32) * slope(inner.to(tl.float32), ACTIVATION, inner.dtype == tl.float32)
+    tl.store(y_ptr + target, y.to(y_ptr.dtype.element_ty), mask=within)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -135,8 +141,11 @@ def tile(G: int, VEC: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_P": TILE_BYTES // (row * VEC * itemsize), "BLOCK_G": row}
 
 
-def move(x: Tensor, shift: str, backward: bool) -> Tensor:
-    """x, or for the backward its gradient, moved by ``shift`` into a fresh contiguous tensor."""
+def move(x: Tensor, shift: str, backward: bool, inner=None, activation="none") -> Tensor:
+    """x, or for the backward its gradient, moved by ``shift`` into a fresh contiguous tensor.
+
+    With ``inner``, which is contiguous, times the slope of ``activation`` there.
+    """
     y = x.new_empty(x.shape)
     *leading, H, W, C = x.shape
     if y.numel() == 0:
@@ -155,8 +164,8 @@ def move(x: Tensor, shift: str, backward: bool) -> Tensor:
     _triton.launch(
         spatial_shift_kernel,
         triton.cdiv(P, blocks["BLOCK_P"]) * triton.cdiv(G, blocks["BLOCK_G"]),
-        x, y, P, H, W, G, *(stride // VEC for stride in strides),
-        **steps, ALIKE=VEC == alike, VEC=VEC, **blocks, num_warps=4,
+        x, y, inner, P, H, W, G, *(stride // VEC for stride in strides),
+        **steps, ACTIVATION=activation, ALIKE=VEC == alike, VEC=VEC, **blocks, num_warps=4,
     )  # fmt: skip
     return y
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from .._math import pick
+from .._triton_math import sum_all
 from .._triton_tokens import mix, normed, operand, refusal
-from .._triton_tokens_backward import norm_gradient, weight_gradient
+from .._triton_tokens_backward import linear_adjoint, weight_gradient
 
 
 def refuses(u, v, norm, norm_weight, norm_bias, eps, weight, bias) -> str | None:
@@ -28,18 +29,17 @@ def token_gate_backward(
     dy, u, v, norm, norm_weight, norm_bias, eps, weight, bias, needs
 ) -> list[Tensor]:
     needs_u, *needs_norm, needs_weight, needs_bias = needs
-    du, dnormed = None, None
-    v_normed = normed(v, norm, norm_weight, norm_bias, eps)
+    norm = norm, norm_weight, norm_bias, eps
+    tokens = normed(v, *norm)
+    du = None
     if needs_u:
         du = u.new_empty(u.shape)
-        mix(weight, v_normed, du, bias, times=operand(dy))
+        mix(weight, tokens, du, bias, times=operand(dy))
     dgate = operand(dy, times=u)
-    if any(needs_norm):
-        dnormed = v.new_empty(v.shape, dtype=v.dtype if norm == "none" else weight.dtype)
-        mix(weight, dgate, dnormed, transposed=True)
-    dnorm = norm_gradient(dnormed, v, norm, norm_weight, eps, needs_norm)
-    dlinear = weight_gradient(dgate, v_normed, weight.dtype, (needs_weight, needs_bias))
-    return pick((du, *dnorm, *dlinear), needs)
+    dv, dvectors = linear_adjoint(weight, dgate, v, tokens, norm, needs_norm)
+    dlinear = weight_gradient(dgate, tokens, weight.dtype, (needs_weight, needs_bias))
+    dalpha, dbeta, _, *dlinear = sum_all((*dvectors, *dlinear))
+    return pick((du, dv, dalpha, dbeta, *dlinear), needs)
 
 
 def _meta(*shape, dtype=torch.bfloat16) -> Tensor:

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 
 from .._math import pick, result_dtype
-from .._triton_tokens import NOTHING, mix, normed, operand, refusal
-from .._triton_tokens_backward import norm_gradient, weight_gradient
+from .._triton_math import sum_all
+from .._triton_tokens import mix, normed, operand, refusal
+from .._triton_tokens_backward import linear_adjoint, weight_gradient
 
 
 def refuses(x, norm, norm_weight, norm_bias, eps, weight, bias, scale, residual) -> str | None:
@@ -32,20 +33,16 @@ def token_linear_backward(
     dy, x, norm, norm_weight, norm_bias, eps, weight, bias, scale, needs
 ) -> list[Tensor]:
     *needs_norm, needs_weight, needs_bias, needs_scale = needs
-    made_from = normed(x, norm, norm_weight, norm_bias, eps)
-    dnormed, dscale = None, None
-    if any(needs_norm) or needs_scale:
-        if any(needs_norm):
-            dnormed = x.new_empty(x.shape, dtype=x.dtype if norm == "none" else weight.dtype)
-        dscale = mix(
-            weight, operand(dy), dnormed, scale=scale, transposed=True,
-            made_from=made_from if needs_scale else NOTHING, made_bias=bias,
-        )  # fmt: skip
-    dnorm = norm_gradient(dnormed, x, norm, norm_weight, eps, needs_norm)
-    dlinear = weight_gradient(
-        operand(dy, weight=scale), made_from, weight.dtype, (needs_weight, needs_bias)
+    norm = norm, norm_weight, norm_bias, eps
+    tokens = normed(x, *norm)
+    dx, dvectors = linear_adjoint(
+        weight, operand(dy), x, tokens, norm, needs_norm, scale, bias, needs_scale
     )
-    return pick((*dnorm, *dlinear, dscale), needs)
+    dlinear = weight_gradient(
+        operand(dy, weight=scale), tokens, weight.dtype, (needs_weight, needs_bias)
+    )
+    dalpha, dbeta, dscale, *dlinear = sum_all((*dvectors, *dlinear))
+    return pick((dx, dalpha, dbeta, *dlinear, dscale), needs)
 
 
 def _meta(*shape, dtype=torch.bfloat16) -> Tensor:

@@ -11,23 +11,27 @@ from torch import Tensor
 
 from .. import _triton
 from .._math import pick, result_dtype
-from .._triton_math import activate, architecture
+from .._triton_math import FROM_REGISTERS, activate, architecture, sum_all
 from .._triton_tokens import (
+    MAX_TOKENS,
     Operand,
     block,
     channels,
     dense,
+    empty,
+    held,
     load,
     mix,
     normed,
     operand,
     pieces,
+    place,
     refusal,
+    store,
     zeros,
 )
-from .._triton_tokens_backward import norm_gradient, weight_gradient
-
-MAX_TOKENS = 208  # in and out, of one tile
+from .._triton_tokens_backward import weight_gradient
+from .triton_backward import hidden_backward
 
 
 @triton.jit
@@ -51,19 +55,9 @@ def token_mlp_kernel(
     T_PIECES: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = w1_ptr.dtype.element_ty
-    b = (tl.program_id(0) // tl.cdiv(C, BLOCK_C)).to(tl.int64)
-    c = (tl.program_id(0) % tl.cdiv(C, BLOCK_C) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
-
-    tokens = ()
-    s = 0
-    for i in tl.static_range(len(S_PIECES)):
-        piece = load(x, b, (s + tl.arange(0, S_PIECES[i]))[None, :], c, S, C)
-        tokens = tokens + (piece.to(DTYPE),)
-        s += S_PIECES[i]
-    acc = ()
-    for i in tl.static_range(len(T_PIECES)):
-        acc = acc + (zeros(BLOCK_C, T_PIECES[i]),)
-
+    b, c, _ = place(T, C, BLOCK_C, T)
+    tokens = held(x, b, c, S, C, S_PIECES, DTYPE)
+    acc = empty(BLOCK_C, T_PIECES)
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
         hidden = zeros(BLOCK_C, BLOCK_D)
@@ -96,8 +90,7 @@ def token_mlp_kernel(
             y *= tl.load(scale_ptr + c, mask=c < C, other=0.0).to(tl.float32)
         if residual.x is not None:
             y += load(residual, b, at, c, T, C).to(tl.float32)
-        y = y.to(y_ptr.dtype.element_ty)
-        tl.store(y_ptr + (b * T + at) * C + c, y, mask=(at < T) & (c < C))
+        store(y_ptr, y, b, at, c, T, C)
         t += T_PIECES[i]
 
 
@@ -105,9 +98,11 @@ def fused_tile(S: int, D: int, T: int, C: int, dtype: torch.dtype, arch) -> dict
     """The tile of the fused kernel, or None where two kernels have to do it."""
     if dtype == torch.float32 or max(S, T) > MAX_TOKENS:
         return None
+    # A Hopper product narrower than 64 columns waits for its rows out of shared memory.
+    hidden = 32 if arch in FROM_REGISTERS else 64
     return {
         "S_PIECES": pieces(S, MAX_TOKENS), "T_PIECES": pieces(T, MAX_TOKENS),
-        "BLOCK_C": block(C, channels(arch)), "BLOCK_D": block(D, 32), "num_warps": 8,
+        "BLOCK_C": block(C, channels(arch)), "BLOCK_D": block(D, hidden), "num_warps": 8,
     }  # fmt: skip
 
 
@@ -152,29 +147,15 @@ def token_mlp_backward(
     dy, x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation, scale, needs
 ) -> list[Tensor]:
     needs_norm, needs_first, needs_second, needs_scale = needs[:3], needs[3:5], needs[5:7], needs[7]
-    needs_inner = any(needs_norm) or any(needs_first)
-    dinner, dnormed, dscale = None, None, None
-    tokens = normed(x, norm, norm_weight, norm_bias, eps)
-    # Recomputed, so that the forward keeps nothing of it.
-    inner = w1.new_empty(len(tokens.x), w1.shape[0], x.shape[-1])
-    mix(w1, tokens, inner, b1)
-    inner = operand(inner)
-    if needs_inner or needs_scale:
-        dinner = torch.empty_like(inner.x) if needs_inner else None
-        dscale = mix(
-            w2, operand(dy), dinner, scale=scale, transposed=True, activation=activation,
-            made_from=inner, made_bias=b2,
-        )  # fmt: skip
-    if any(needs_norm):
-        dnormed = x.new_empty(x.shape, dtype=x.dtype if norm == "none" else w1.dtype)
-        mix(w1, operand(dinner), dnormed, transposed=True)
-    dnorm = norm_gradient(dnormed, x, norm, norm_weight, eps, needs_norm)
-    dfirst = (None, None)
-    if any(needs_first):
-        dfirst = weight_gradient(operand(dinner), tokens, w1.dtype, needs_first)
-    dy = operand(dy, weight=scale)
-    dsecond = weight_gradient(dy, inner, w2.dtype, needs_second, activation)
-    return pick((*dnorm, *dfirst, *dsecond, dscale), needs)
+    norm = norm, norm_weight, norm_bias, eps
+    tokens = normed(x, *norm)
+    hidden, dinner, dx, vectors = hidden_backward(
+        operand(dy), x, tokens, norm, w1, b1, w2, b2, activation, scale, needs_norm, needs_scale
+    )
+    dfirst = weight_gradient(operand(dinner), tokens, w1.dtype, needs_first)
+    dsecond = weight_gradient(operand(dy, weight=scale), operand(hidden), w2.dtype, needs_second)
+    dalpha, dbeta, dscale, *dlinears = sum_all((*vectors, *dfirst, *dsecond))
+    return pick((dx, dalpha, dbeta, *dlinears, dscale), needs)
 
 
 def _meta(*shape, dtype=torch.bfloat16) -> Tensor:
