@@ -51,29 +51,46 @@ struct Tile {
   }
 };
 
-// Multiplies the tile that load(tile, at, scratch) fills, (K, lanes), and hands the result over in
-// pieces: put(piece, first row, rows, at). `work_rows` of scratch are load's own.
+// Multiplies w, (N, K), by a map: load(tile, first row, rows, at) fills some of a tile's rows, and
+// put(tile, first row, rows, at) takes some of the result's. In load's tile there is room for
+// `copies` times as many.
 template <class Acc, class Load, class Put>
 void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int64_t positions,
-                  int64_t work_rows, const Load& load, const Put& put) {
+                  int64_t copies, const Load& load, const Put& put) {
+  constexpr int64_t kPiece = 512;
   const Engine<Acc>& run = engine<Acc>();
-  const int64_t piece = std::min<int64_t>(N, 512), rows = K + work_rows + piece;
-  const Tiling<Acc> tiling(rows);
-  const int64_t panel_size = run.scratch * K, memory = rows * tiling.lanes + panel_size + 4 * 16;
+  // Only the longer side is cut, so that nothing is loaded twice.
+  const int64_t some_k = K > N ? std::min(K, kPiece) : K, some_n = K > N ? N : std::min(N, kPiece);
+  const Tiling<Acc> tiling(copies * some_k + some_n);
+  const int64_t lanes = tiling.lanes, panel_size = run.scratch * some_k;
+  const int64_t memory = (copies * some_k + some_n) * lanes + panel_size + 3 * 16;
   const int64_t size = w.dtype == DType::kFloat64 ? 8 : w.dtype == DType::kFloat32 ? 4 : 2;
   const auto task = [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
     const Tile at{position, count, blocks};
-    Acc *in = scratch.take(K * tiling.lanes), *out = scratch.take(piece * tiling.lanes);
-    Acc* panel = scratch.take(panel_size);
-    load(in, at, scratch);
-    for (int64_t n = 0; n < N; n += piece) {
-      const int64_t count = std::min(piece, N - n);
-      Operand left = w;
-      left.data = static_cast<const char*>(w.data) + n * w.row * size;
-      run.multiply({left, in, bias == nullptr ? nullptr : bias->at(n), out, count, K, blocks,
-                    Activation::kNone, false, panel});
-      put(out, n, count, at);
-    }
+    Acc *in = scratch.take(copies * some_k * lanes), *out = scratch.take(some_n * lanes);
+    Acc* const panel = scratch.take(panel_size);
+    int64_t n = 0, k;
+    do {
+      const int64_t rows = std::min(some_n, N - n);
+      k = 0;
+      do {
+        const int64_t terms = std::min(some_k, K - k);
+        if (n == 0) load(in, k, terms, at);
+        const char* data = static_cast<const char*>(w.data) + (n * w.row + k * w.column) * size;
+        const Acc* constant = bias != nullptr && k == 0 ? bias->at(n) : nullptr;
+        run.multiply({{data, w.dtype, w.row, w.column, terms},
+                      in,
+                      constant,
+                      out,
+                      rows,
+                      terms,
+                      blocks,
+                      Activation::kNone,
+                      k > 0,
+                      panel});
+      } while ((k += some_k) < K);
+      put(out, n, rows, at);
+    } while ((n += some_n) < N);
   };
   for_each_tile<Acc>(positions, tiling, memory, (N + 1) * K, task);
 }
@@ -83,8 +100,8 @@ template <class Acc>
 void forward(const Linear<Acc>& linear, const Images& x, const PositionNorm<Acc>& norm,
              const Images& inner, const Images& outer) {
   const Engine<Acc>& run = engine<Acc>();
-  const auto load = [&](Acc* tile, Tile at, auto&) {
-    run.pack(at.of(x, 0, linear.K, norm.at(at.position, 0)), tile);
+  const auto load = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
+    run.pack(at.of(x, k, rows, norm.at(at.position, k)), tile);
   };
   const auto put = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
     run.unpack(tile, at.of<Acc>(inner, n, rows, {}));
@@ -94,30 +111,30 @@ void forward(const Linear<Acc>& linear, const Images& x, const PositionNorm<Acc>
   };
   const Tensor& w = linear.w;
   multiply_map<Acc>({w.const_data_ptr(), linear.dtype, w.stride(0), w.stride(1), linear.K},
-                    linear.N, linear.K, &linear.bias, x.rows, 0, load, put);
+                    linear.N, linear.K, &linear.bias, x.rows, 1, load, put);
 }
 
-// dx = w^T * dinner, where dinner = dy * activation'(inner) is kept, or dy where that is the same
-// map. Without dx, only dinner is made.
+// dx = w^T * dinner, where dinner = dy * activation'(inner) is kept, or dy without inner. Without
+// dx only dinner is made.
 template <class Acc>
 void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
               const Images& dinner, const Images* dx) {
   const Engine<Acc>& run = engine<Acc>();
-  const auto load = [&](Acc* tile, Tile at, auto& scratch) {
-    run.pack(at.of<Acc>(dy, 0, linear.N, {}), tile);
+  const auto load = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
+    run.pack(at.of<Acc>(dy, n, rows, {}), tile);
     if (inner == nullptr) return;
-    Acc* const slopes = scratch.take(linear.N * at.blocks * run.lanes);
-    run.pack(at.of<Acc>(*inner, 0, linear.N, {}), slopes);
-    run.activate_backward(linear.activation, slopes, linear.N * at.blocks * run.lanes, tile);
-    run.unpack(tile, at.of<Acc>(dinner, 0, linear.N, {}));
+    const int64_t size = rows * at.blocks * run.lanes;
+    run.pack(at.of<Acc>(*inner, n, rows, {}), tile + size);
+    run.activate_backward(linear.activation, tile + size, size, tile);
+    run.unpack(tile, at.of<Acc>(dinner, n, rows, {}));
   };
-  const auto put = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
-    run.unpack(tile, at.of<Acc>(*dx, n, rows, {}));
+  const auto put = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
+    if (dx != nullptr) run.unpack(tile, at.of<Acc>(*dx, k, rows, {}));
   };
   const Tensor& w = linear.w;
   multiply_map<Acc>({w.const_data_ptr(), linear.dtype, w.stride(1), w.stride(0), linear.N},
                     dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
-                    inner == nullptr ? 0 : linear.N, load, put);
+                    inner == nullptr ? 1 : 2, load, put);
 }
 
 // The sum over the positions of norm(x) * factor, or of norm(x).
