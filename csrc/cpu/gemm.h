@@ -24,8 +24,9 @@ struct Panel {
   int64_t row, column, ahead;
 };
 
-// Terms that one register sums; longer sums are made of such parts, as they err less.
-constexpr int64_t kTerms = 128;
+// A product sums in parts of at most so many terms, which err less than one sum; where there are
+// few terms, the parts are free.
+constexpr int64_t kTerms = 128, kFewTerms = 64;
 
 // R rows of a product for one block of lanes.
 template <int R, class Acc>
@@ -33,8 +34,10 @@ SHIFTMLP_INLINE void multiply_block(Panel<Acc> panel, const Acc* right, int64_t 
                                     bool accumulate, Acc* out) {
   const Acc* left = panel.data;
   constexpr int64_t kLine = 64 / sizeof(Acc);
+  const int64_t parts = K < kFewTerms ? 4 : (K + kTerms - 1) / kTerms;
+  const int64_t most = (K + parts - 1) / parts;
   do {
-    const int64_t terms = K < 2 * kTerms ? (K > kTerms ? (K + 1) / 2 : K) : kTerms;
+    const int64_t terms = K < most ? K : most;
     V<Acc> sum[R][kColumns] = {};
     for (int64_t k = 0; k < terms; k += kLine) {
       if (panel.ahead != 0) {
