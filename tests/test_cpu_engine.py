@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from samples import SAMPLES, randn
+from samples import SAMPLES, convert, randn
 
-from shiftmlp import _native, testing
+from shiftmlp import Shift, _native, testing
 from shiftmlp.ops import OPS
 
 ROOT = Path(__file__).parent.parent
@@ -92,19 +92,78 @@ def token_mlp_arguments():
     return *args, make(S), "gelu", make(C)
 
 
-def test_threads_do_not_change_a_bit_of_many_tasks():
-    args = token_mlp_arguments()
-    op, dy = OPS["token_mlp"], torch.randn(4, 196, 768)
+def channel_arguments(shift: str | None, B=4, H=16, W=17, C=70, D=270):
+    make = randn(torch.float32)
+    norm = "layer_norm", make(C), make(C), 1e-6
+    linears = make(D, C) / C**0.5, make(D), make(C, D) / D**0.5, make(C)
+    return make(B, H, W, C), *norm, *linears, *([shift] if shift else []), "gelu", *norm, make(C)
+
+
+def shift_linear_arguments():
+    make = randn(torch.float32)
+    return make(4, 16, 17, 70), make(130, 70), make(130), Shift.S2.spec, "gelu", make(130)
+
+
+MANY_TASKS = {
+    "token_mlp": token_mlp_arguments,
+    "channel_mlp": lambda: channel_arguments(None),
+    "shift_linear": shift_linear_arguments,
+    "shift_mlp": lambda: channel_arguments("keep chunk 2,1 -1,3 0,0"),
+}
+
+
+@pytest.mark.parametrize("name", MANY_TASKS)
+def test_threads_do_not_change_a_bit_of_many_tasks(name):
+    op, args = OPS[name], MANY_TASKS[name]()
+    y = op(*args, None, "reference")
+    dy, residual = torch.randn_like(y), torch.randn_like(y)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            y = op(*args, dy, "cpu")
-            results.append([y, *op.backward(dy, *args, [True] * 8, "cpu")])
+            y = op(*args, residual, "cpu")
+            results.append([y, *op.backward(dy, *args, [True] * len(op.asked), "cpu")])
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
         testing.assert_same_bits(result, results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", MANY_TASKS)
+def test_gradients_of_many_tasks_are_as_good_as_torchs(name, dtype):
+    op, args = OPS[name].backward, convert(MANY_TASKS[name](), lambda t: t.to(dtype))
+    dy = torch.randn_like(OPS[name](*args, None, "reference"))
+    given = dy, *args, [True] * len(OPS[name].asked)
+    exact = op(*convert(given, torch.Tensor.double), "reference")
+    testing.assert_as_good_as_torch(op(*given, "cpu"), op(*given, "reference"), exact)
+
+
+@pytest.mark.parametrize("name", ["channel_mlp", "shift_linear", "shift_mlp"])
+def test_every_gradient_can_be_asked_for_alone(name):
+    op, args = OPS[name], MANY_TASKS[name]()
+    dy = torch.randn_like(op(*args, None, "reference"))
+    every = op.backward(dy, *args, [True] * len(op.asked), "cpu")
+    for index, wanted in enumerate(every):
+        needs = [i == index for i in range(len(every))]
+        testing.assert_same_bits(op.backward(dy, *args, needs, "cpu"), [wanted])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("sample", ["channel_mlp", "shift_linear", "shift_mlp"])
+def test_special_values_of_a_gradient_are_where_the_reference_has_them(sample, activation, value):
+    op = OPS[sample]
+    args = [activation if arg == "gelu" else arg for arg in MANY_TASKS[sample]()]
+    args = [None if arg is args[-1] else arg for arg in args]
+    for given in ("dy", "x"):
+        dy = torch.randn_like(op(*args, None, "reference"))
+        x = args[0].clone()
+        {"dy": dy, "x": x}[given][1, 2, 3, 4] = value
+        needs = [arg is not None for arg in args if arg is None or isinstance(arg, torch.Tensor)]
+        ours, theirs = (op.backward(dy, x, *args[1:], needs, b) for b in ("cpu", "reference"))
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.equal(mine.isfinite(), other.isfinite())
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
