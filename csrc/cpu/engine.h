@@ -29,19 +29,6 @@ struct Operand {
   int64_t block;
 };
 
-// out = activation(left * right + bias), or out += left * right, for `blocks` blocks of lanes.
-template <class Acc>
-struct Product {
-  Operand left;
-  const Acc* right;  // a tile of K rows
-  const Acc* bias;   // (N,) or null
-  Acc* out;          // a tile of N rows
-  int64_t N, K, blocks;
-  Activation activation;
-  bool accumulate;
-  Acc* scratch;  // Engine::scratch(K) elements
-};
-
 // (x - mean) * rstd * weight + bias. What is null is left out.
 template <class Acc>
 struct Norm {
@@ -59,6 +46,20 @@ struct Transfer {
   const Acc* scale;  // for every column, or null
   Rows factor;       // for every element; without data: none
   Rows residual;     // the same
+};
+
+// out = activation(left * right + bias), or out += left * right, for `blocks` blocks of lanes.
+template <class Acc>
+struct Product {
+  Operand left;
+  const Acc* right;  // a tile of K rows
+  const Acc* bias;   // (N,) or null
+  Acc* out;          // a tile of N rows
+  int64_t N, K, blocks;
+  Activation activation;
+  bool accumulate;
+  Acc* scratch;                       // Engine::scratch(K) elements
+  const Transfer<Acc>* to = nullptr;  // where the result goes, without `accumulate`, not to a tile
 };
 
 template <class Acc>

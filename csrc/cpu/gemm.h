@@ -5,13 +5,11 @@
 #pragma once
 
 #include "activation.h"
+#include "transfer.h"
 
 namespace shiftmlp {
 namespace {
 
-constexpr int kRows = 6, kColumns = SHIFTMLP_COLUMNS;  // so many sums stay in registers
-template <class Acc>
-constexpr int kLanes = kColumns * kWidth<Acc>;
 // The distance of the k of a panel that lies column by column.
 template <class Acc>
 constexpr int kStep = (kRows + kWidth<Acc> - 1) / kWidth<Acc> * kWidth<Acc>;
@@ -109,20 +107,49 @@ Panel<Acc> panel_of(const Product<Acc>& product, int64_t n, int64_t rows) {
   return panel;
 }
 
+// Rows n ... n + rows of a block into the cache, and from a tile to where they go.
+template <class Acc>
+void fetch_rows(const Transfer<Acc>& to, int64_t n, int64_t rows, int64_t block) {
+  for (int64_t r = n; r < n + rows; ++r) {
+    fetch<Acc>(to.memory, r, block * kLanes<Acc>);
+    if (to.residual.data != nullptr) fetch<Acc>(to.residual, r, block * kLanes<Acc>);
+  }
+}
+
+template <class Acc>
+void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block, const Acc* from) {
+  const Transfer<Acc> to = given;
+  with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
+    for (int64_t r = n; r < n + rows; ++r) {
+      for (int lane = 0; lane < kLanes<Acc>; lane += kWidth<Acc>, from += kWidth<Acc>) {
+        const int64_t c = block * kLanes<Acc> + lane;
+        if (c + kWidth<Acc> <= to.columns) {
+          put(to, as, r, c, All{}, load(from));
+        } else {
+          put(to, as, r, c, to.columns - c, load(from));
+        }
+      }
+    }
+  });
+}
+
 template <class Acc>
 void multiply(const Product<Acc>& product) {
   const int64_t K = product.K, N = product.N;
+  Acc piece[kRows * kLanes<Acc>];
   for (int64_t n = 0; n < N; n += kRows) {
     const int64_t rows = N - n < kRows ? N - n : kRows;
     Panel<Acc> panel = panel_of(product, n, rows);
     for (int64_t block = 0; block < product.blocks; ++block, panel.ahead = 0) {
+      if (product.to != nullptr) fetch_rows(*product.to, n, rows, block);
       const Acc* right = product.right + block * K * kLanes<Acc>;
-      Acc* out = product.out + (block * N + n) * kLanes<Acc>;
+      Acc* out = product.to ? piece : product.out + (block * N + n) * kLanes<Acc>;
       const Acc* bias = product.bias == nullptr ? nullptr : product.bias + n;
       multiply_rows<Acc>(rows, panel, right, K, bias, product.accumulate, out);
       if (product.activation != Activation::kNone) {
         activate_all(product.activation, out, rows * kLanes<Acc>, out);
       }
+      if (product.to != nullptr) put_rows(*product.to, n, rows, block, out);
     }
   }
 }

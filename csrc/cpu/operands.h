@@ -135,6 +135,12 @@ struct Linear {
     const Operand left{w.const_data_ptr(), dtype, w.stride(0), w.stride(1), K};
     engine<Acc>().multiply({left, x, bias.at(0), y, N, K, blocks, activation, false, scratch});
   }
+  // The same into memory.
+  void apply(const Acc* x, int64_t blocks, const Transfer<Acc>& y, Acc* scratch) const {
+    const Operand left{w.const_data_ptr(), dtype, w.stride(0), w.stride(1), K};
+    engine<Acc>().multiply(
+        {left, x, bias.at(0), nullptr, N, K, blocks, activation, false, scratch, &y});
+  }
 
   // The same for some rows of w, as far as its columns k0 ... k1 go: parts with k0 > 0 add to y.
   void part(const Acc* x, int64_t blocks, Acc* y, Acc* scratch, int64_t n0, int64_t n1, int64_t k0,
@@ -146,11 +152,35 @@ struct Linear {
                             k1 == K ? activation : Activation::kNone, k0 > 0, scratch});
   }
 
-  // dx = w^T * dy
-  void backward(const Acc* dy, int64_t blocks, Acc* dx, Acc* scratch) const {
-    const Operand left{w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
+  // w^T, dense, for many products with it; empty if w's columns are dense already.
+  std::vector<Acc> transposed() const {
+    if (w.stride(0) == 1) return {};
+    std::vector<Acc> turned(N * K);
+    with_type<torch::headeronly::Half, torch::headeronly::BFloat16>(dtype, [&](auto type) {
+      using T = typename decltype(type)::type;
+      const T* from = static_cast<const T*>(w.const_data_ptr());
+      constexpr int64_t kTile = 16;  // lines of both stay in the cache
+      for (int64_t n0 = 0; n0 < N; n0 += kTile) {
+        for (int64_t k = 0; k < K; ++k) {
+          for (int64_t n = n0; n < std::min(n0 + kTile, N); ++n) {
+            turned[k * N + n] = static_cast<Acc>(from[n * w.stride(0) + k]);
+          }
+        }
+      }
+    });
+    return turned;
+  }
+
+  // dx = w^T * dy, into a tile or memory
+  void backward(const Acc* dy, int64_t blocks, Acc* dx, Acc* scratch,
+                const std::vector<Acc>& turned = {}, const Transfer<Acc>* to = nullptr) const {
+    Operand left{w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
+    if (!turned.empty()) {
+      left = {turned.data(), std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32, N, 1,
+              N};
+    }
     engine<Acc>().multiply(
-        {left, dy, nullptr, dx, K, N, blocks, Activation::kNone, false, scratch});
+        {left, dy, nullptr, dx, K, N, blocks, Activation::kNone, false, scratch, to});
   }
 };
 

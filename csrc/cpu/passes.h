@@ -81,44 +81,6 @@ void lane_moments(const Acc* tile, int64_t rows, int64_t blocks, double eps, Acc
   }
 }
 
-template <class Acc, class Count>
-SHIFTMLP_INLINE V<Acc> load_rows(Rows x, int64_t row, int64_t column, Count count) {
-  V<Acc> v;
-  with_element<Acc>(x.dtype, [&](auto as) __attribute__((always_inline)) {
-    v = load<Acc>(element(x.data, as) + row * x.stride + column, count);
-  });
-  return v;
-}
-
-SHIFTMLP_INLINE bool within(int64_t, All, int64_t) { return true; }
-SHIFTMLP_INLINE bool within(int64_t row, int64_t count, int64_t rows) {
-  return row < rows && count > 0;
-}
-
-// norm(v) * scale * factor of a piece of a row: `count` elements from a column on, or All.
-template <class Acc, class Count>
-SHIFTMLP_INLINE V<Acc> transformed(const Transfer<Acc>& t, V<Acc> v, int64_t row, int64_t column,
-                                   Count count) {
-  const Norm<Acc>& norm = t.norm;
-  if (norm.mean != nullptr) v = (v - norm.mean[row]) * norm.rstd[row];
-  if (norm.weight != nullptr) v *= load<Acc>(norm.weight + column, count);
-  if (norm.bias != nullptr) v += load<Acc>(norm.bias + column, count);
-  if (t.scale != nullptr) v *= load<Acc>(t.scale + column, count);
-  if (t.factor.data != nullptr) v *= load_rows<Acc>(t.factor, row, column, count);
-  return v;
-}
-
-constexpr int64_t kAhead = 8;
-
-// Into the cache with the columns of a block.
-template <class Acc>
-SHIFTMLP_INLINE void fetch(Rows x, int64_t row, int64_t column) {
-  with_element<Acc>(x.dtype, [&](auto as) __attribute__((always_inline)) {
-    const auto* at = element(x.data, as) + row * x.stride + column;
-    for (int i = 0; i < kLanes<Acc>; i += 64 / sizeof(*at)) __builtin_prefetch(at + i);
-  });
-}
-
 // Calls f(row, column, count, place in the tile) for every piece of a row that fills a register.
 template <class Acc, class F>
 SHIFTMLP_INLINE void for_each_piece(const Transfer<Acc>& t, const F& f) {
@@ -193,15 +155,6 @@ template <class Acc>
 void unpack(const Acc* tile, const Transfer<Acc>& given) {
   const Transfer<Acc> to = given;
   with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
-    auto* data = element(to.memory.data, as);
-    const auto put = [&](int64_t row, int64_t c, auto count, V<Acc> v)
-                         __attribute__((always_inline)) {
-                           if (!within(row, count, to.rows)) return;
-                           v = transformed(to, v, row, c, count);
-                           if (to.residual.data != nullptr)
-                             v += load_rows<Acc>(to.residual, row, c, count);
-                           store<Acc>(data + row * to.memory.stride + c, v, count);
-                         };
     if (to.turned) {
       for_each_square(to, [&](int64_t row, int64_t c, auto count, int64_t width,
                               int64_t place) __attribute__((always_inline)) {
@@ -210,11 +163,11 @@ void unpack(const Acc* tile, const Transfer<Acc>& given) {
           square[i] = i < width ? load(tile + place + i * kLanes<Acc>) : V<Acc>{};
         }
         transpose_square<Acc>(square);
-        for (int i = 0; i < kWidth<Acc>; ++i) put(row + i, c, count, square[i]);
+        for (int i = 0; i < kWidth<Acc>; ++i) put(to, as, row + i, c, count, square[i]);
       });
     } else {
       for_each_piece(to, [&](int64_t row, int64_t c, auto count, int64_t place) __attribute__((
-                             always_inline)) { put(row, c, count, load(tile + place)); });
+                             always_inline)) { put(to, as, row, c, count, load(tile + place)); });
     }
   });
 }

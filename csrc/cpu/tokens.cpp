@@ -23,7 +23,7 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
   const Vector<Acc> scale(scale_args, x.columns, "scale");
   const TokenNorm<Acc> norm(x, norm_args.kind, norm_args.weight, norm_args.bias, norm_args.eps);
 
-  const int64_t hidden = layers.size() > 1 ? first.N : 0, rows = x.rows + hidden + y.rows;
+  const int64_t hidden = layers.size() > 1 ? first.N : 0, rows = x.rows + hidden;
   const Tiling<Acc> tiling(rows);
   const int64_t panel = engine<Acc>().scratch * std::max(first.K, last.K);
   const int64_t memory = rows * tiling.lanes + panel + 4 * 16;
@@ -31,7 +31,7 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
   for_each_piece<Acc>(x.count, x.columns, tiling, memory, work, [&](Piece at, auto& scratch) {
     const int64_t lanes = tiling.lanes;
     Acc *in = scratch.take(x.rows * lanes), *inner = scratch.take(hidden * lanes);
-    Acc *out = scratch.take(y.rows * lanes), *weights = scratch.take(panel);
+    Acc* weights = scratch.take(panel);
     engine<Acc>().pack({x.at(at.image, 0, at.channel),
                         x.rows,
                         at.channels,
@@ -41,19 +41,20 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
                         {},
                         {}},
                        in);
-    first(in, at.blocks, hidden ? inner : out, weights);
-    if (hidden) last(inner, at.blocks, out, weights);
     const auto rows_of = [&](const Images& images) {
       return images.data ? images.at(at.image, 0, at.channel) : Rows{};
     };
-    engine<Acc>().unpack(out, {y.at(at.image, 0, at.channel),
-                               y.rows,
-                               at.channels,
-                               false,
-                               {},
-                               scale.at(at.channel),
-                               rows_of(factor),
-                               rows_of(residual)});
+    if (hidden) first(in, at.blocks, inner, weights);
+    last.apply(hidden ? inner : in, at.blocks,
+               {y.at(at.image, 0, at.channel),
+                y.rows,
+                at.channels,
+                false,
+                {},
+                scale.at(at.channel),
+                rows_of(factor),
+                rows_of(residual)},
+               weights);
   });
 }
 

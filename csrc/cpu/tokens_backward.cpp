@@ -93,6 +93,8 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
   const auto piece = [&](Rows memory, int64_t rows, int64_t count, Norm<Acc> norm, Rows factor) {
     return Transfer<Acc>{memory, rows, count, false, norm, nullptr, factor, {}};
   };
+  const std::vector<Acc> first_turned = two && dx.data ? first.transposed() : std::vector<Acc>{};
+  const std::vector<Acc> last_turned = last.transposed();
   sums.run([&](int64_t begin, int64_t end, const auto& sum) {
     Scratch<Acc> scratch(memory);
     for (int64_t task = begin; task < end; ++task, scratch.reset()) {
@@ -117,7 +119,7 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
         last(into_last, blocks, out, panel);
         run.unpack(out, piece(du.at(image, 0, c), dy.rows, count, {}, dy_rows));
       }
-      last.backward(dout, blocks, dinner, panel);
+      last.backward(dout, blocks, dinner, panel, last_turned);
       if (sum(dscale) != nullptr) {
         // dy * y summed over the tokens, without y: y is w * x + b.
         run.dot_rows(into_last, dinner, inner, blocks, sum(dscale) + c);
@@ -143,12 +145,13 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
         sum_gradients(dout, last.N, into_last, inner, count, sum(dw2), sum(db2), turned, panel);
         run.activate_backward(first.activation, inside, hidden * blocks * run.lanes, dinner);
         sum_gradients(dinner, hidden, in, first.K, count, sum(dw1), sum(db1), turned, panel);
-        if (dx.data) first.backward(dinner, blocks, in, panel);
+        if (dx.data) {
+          const Transfer<Acc> to = piece(dx.at(image, 0, c), x.rows, count, {}, {});
+          first.backward(dinner, blocks, nullptr, panel, first_turned, &to);
+        }
       } else {
         sum_gradients(dout, last.N, in, inner, count, sum(dw1), sum(db1), turned, panel);
-      }
-      if (dx.data) {
-        run.unpack(two ? in : dinner, piece(dx.at(image, 0, c), x.rows, count, {}, {}));
+        if (dx.data) run.unpack(dinner, piece(dx.at(image, 0, c), x.rows, count, {}, {}));
       }
     }
   });

@@ -18,6 +18,10 @@ constexpr int kWidth = SHIFTMLP_BYTES / sizeof(Acc);
 template <class Acc>
 using V = typename VectorOf<Acc, kWidth<Acc>>::type;
 
+constexpr int kRows = 6, kColumns = SHIFTMLP_COLUMNS;  // so many sums stay in registers
+template <class Acc>
+constexpr int kLanes = kColumns * kWidth<Acc>;
+
 struct BFloat16 {
   uint16_t bits;
 };
