@@ -42,19 +42,6 @@ SHIFTMLP_INLINE Floats exp(Floats x) {
   return ((r * r * q + r) + 1.0f) * first * second;
 }
 
-// z P(z^2) / Q(z^2) for |z| <= 4, where it is 1 to the bit: the minimax of the relative error, by
-// reweighted least squares, 2.5e-8, moved by some bits for float32's sake. There GELU is
-// within 1.0e-6 on [-12, 12].
-SHIFTMLP_INLINE Floats erf(Floats x) {
-  const Floats z = clamp(x, 4.0f);
-  const Floats u = z * z;
-  const Floats p = polynomial(u, 1.98679254e-06f, 2.84565933e-4f, 3.88332945e-3f, 5.31016812e-2f,
-                              0.193544656f, 1.12837911f);
-  const Floats q = polynomial(u, 3.74202828e-05f, 1.18556817e-3f, 1.52072189e-2f, 0.115349792f,
-                              0.504857063f, 1.0f);
-  return z * p / q;
-}
-
 template <class Acc>
 constexpr Acc kSqrtHalf = 0.70710678118654752440;
 template <class Acc>
@@ -68,23 +55,6 @@ constexpr Acc kCubic = 0.044715;  // the tanh approximation's
 template <class Acc>
 SHIFTMLP_INLINE V<Acc> tanh_exponent(V<Acc> x) {
   return -2 * kSqrtTwoOverPi<Acc> * (x + kCubic<Acc> * x * x * x);
-}
-
-template <class Acc>
-SHIFTMLP_INLINE V<Acc> activate(V<Acc> x, Activation activation) {
-  const Acc half = 0.5;
-  switch (activation) {
-    case Activation::kGelu: {
-      const V<Acc> h = half * x;
-      return h * erf(x * kSqrtHalf<Acc>) + h;
-    }
-    case Activation::kGeluTanh:
-      return x / (1 + exp(tanh_exponent<Acc>(x)));
-    case Activation::kRelu:
-      return x < 0 ? V<Acc>{} : x;
-    default:
-      return x;
-  }
 }
 
 // The normal distribution function, from its density: Mills' ratio of the two keeps the tails
@@ -103,11 +73,30 @@ SHIFTMLP_INLINE V<double> cumulative(V<double> x, V<double>) {
 }
 
 template <class Acc>
+SHIFTMLP_INLINE V<Acc> normal_density(V<Acc> x) {
+  return kInverseSqrtTwoPi<Acc> * exp(static_cast<Acc>(-0.5) * x * x);
+}
+
+template <class Acc>
+SHIFTMLP_INLINE V<Acc> activate(V<Acc> x, Activation activation) {
+  switch (activation) {
+    case Activation::kGelu:
+      return x * cumulative(x, normal_density<Acc>(x));
+    case Activation::kGeluTanh:
+      return x / (1 + exp(tanh_exponent<Acc>(x)));
+    case Activation::kRelu:
+      return x < 0 ? V<Acc>{} : x;
+    default:
+      return x;
+  }
+}
+
+template <class Acc>
 SHIFTMLP_INLINE V<Acc> slope(V<Acc> x, Activation activation) {
-  const Acc half = 0.5, one = 1;
+  const Acc one = 1;
   switch (activation) {
     case Activation::kGelu: {
-      const V<Acc> density = kInverseSqrtTwoPi<Acc> * exp(-half * x * x);
+      const V<Acc> density = normal_density<Acc>(x);
       return cumulative(x, density) + x * density;
     }
     case Activation::kGeluTanh: {
