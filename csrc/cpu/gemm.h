@@ -117,26 +117,28 @@ void fetch_rows(const Transfer<Acc>& to, int64_t n, int64_t rows, int64_t block)
 }
 
 template <class Acc>
-void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block, const Acc* from) {
-  const Transfer<Acc> to = given;
-  with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
-    for (int64_t r = n; r < n + rows; ++r) {
-      for (int lane = 0; lane < kLanes<Acc>; lane += kWidth<Acc>, from += kWidth<Acc>) {
-        const int64_t c = block * kLanes<Acc> + lane;
-        if (c + kWidth<Acc> <= to.columns) {
-          put(to, as, r, c, All{}, load(from));
-        } else {
-          put(to, as, r, c, to.columns - c, load(from));
+void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block, const Acc* tile) {
+  with_known(given, [&](const Transfer<Acc> to) __attribute__((always_inline)) {
+    with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
+      const Acc* from = tile;
+      for (int64_t r = n; r < n + rows; ++r) {
+        for (int lane = 0; lane < kLanes<Acc>; lane += kWidth<Acc>, from += kWidth<Acc>) {
+          const int64_t c = block * kLanes<Acc> + lane;
+          if (c + kWidth<Acc> <= to.columns) {
+            put(to, as, r, c, All{}, load(from));
+          } else {
+            put(to, as, r, c, to.columns - c, load(from));
+          }
         }
       }
-    }
+    });
   });
 }
 
 template <class Acc>
 void multiply(const Product<Acc>& product) {
   const int64_t K = product.K, N = product.N;
-  Acc piece[kRows * kLanes<Acc>];
+  alignas(64) Acc piece[kRows * kLanes<Acc>];
   for (int64_t n = 0; n < N; n += kRows) {
     const int64_t rows = N - n < kRows ? N - n : kRows;
     Panel<Acc> panel = panel_of(product, n, rows);

@@ -126,49 +126,52 @@ SHIFTMLP_INLINE void for_each_square(const Transfer<Acc>& t, const F& f) {
 
 template <class Acc>
 void pack(const Transfer<Acc>& given, Acc* tile) {
-  const Transfer<Acc> from = given;  // a copy, as stores might change what a reference shows
-  with_element<Acc>(from.memory.dtype, [&](auto as) __attribute__((always_inline)) {
-    const auto* data = element(from.memory.data, as);
-    const auto piece = [&](int64_t row, int64_t c, auto count) __attribute__((always_inline)) {
-      if (!within(row, count, from.rows)) return V<Acc>{};
-      const V<Acc> x = load<Acc>(data + row * from.memory.stride + c, count);
-      return transformed(from, x, row, c, count);
-    };
-    if (from.turned) {
-      for_each_square(from, [&](int64_t row, int64_t c, auto count, int64_t width, int64_t place)
-                                __attribute__((always_inline)) {
-                                  V<Acc> square[kWidth<Acc>];
-                                  for (int i = 0; i < kWidth<Acc>; ++i)
-                                    square[i] = piece(row + i, c, count);
-                                  transpose_square<Acc>(square);
-                                  for (int i = 0; i < width; ++i)
-                                    store(tile + place + i * kLanes<Acc>, square[i]);
-                                });
-    } else {
-      for_each_piece(from, [&](int64_t row, int64_t c, auto count, int64_t place) __attribute__((
-                               always_inline)) { store(tile + place, piece(row, c, count)); });
-    }
+  // A copy, as stores might change what a reference shows.
+  with_known(given, [&](const Transfer<Acc> from) __attribute__((always_inline)) {
+    with_element<Acc>(from.memory.dtype, [&](auto as) __attribute__((always_inline)) {
+      const auto* data = element(from.memory.data, as);
+      const auto piece = [&](int64_t row, int64_t c, auto count) __attribute__((always_inline)) {
+        if (!within(row, count, from.rows)) return V<Acc>{};
+        const V<Acc> x = load<Acc>(data + row * from.memory.stride + c, count);
+        return transformed(from, x, row, c, count);
+      };
+      if (from.turned) {
+        for_each_square(from, [&](int64_t row, int64_t c, auto count, int64_t width, int64_t place)
+                                  __attribute__((always_inline)) {
+                                    V<Acc> square[kWidth<Acc>];
+                                    for (int i = 0; i < kWidth<Acc>; ++i)
+                                      square[i] = piece(row + i, c, count);
+                                    transpose_square<Acc>(square);
+                                    for (int i = 0; i < width; ++i)
+                                      store(tile + place + i * kLanes<Acc>, square[i]);
+                                  });
+      } else {
+        for_each_piece(from, [&](int64_t row, int64_t c, auto count, int64_t place) __attribute__((
+                                 always_inline)) { store(tile + place, piece(row, c, count)); });
+      }
+    });
   });
 }
 
 template <class Acc>
 void unpack(const Acc* tile, const Transfer<Acc>& given) {
-  const Transfer<Acc> to = given;
-  with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
-    if (to.turned) {
-      for_each_square(to, [&](int64_t row, int64_t c, auto count, int64_t width,
-                              int64_t place) __attribute__((always_inline)) {
-        V<Acc> square[kWidth<Acc>];
-        for (int i = 0; i < kWidth<Acc>; ++i) {
-          square[i] = i < width ? load(tile + place + i * kLanes<Acc>) : V<Acc>{};
-        }
-        transpose_square<Acc>(square);
-        for (int i = 0; i < kWidth<Acc>; ++i) put(to, as, row + i, c, count, square[i]);
-      });
-    } else {
-      for_each_piece(to, [&](int64_t row, int64_t c, auto count, int64_t place) __attribute__((
-                             always_inline)) { put(to, as, row, c, count, load(tile + place)); });
-    }
+  with_known(given, [&](const Transfer<Acc> to) __attribute__((always_inline)) {
+    with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
+      if (to.turned) {
+        for_each_square(to, [&](int64_t row, int64_t c, auto count, int64_t width,
+                                int64_t place) __attribute__((always_inline)) {
+          V<Acc> square[kWidth<Acc>];
+          for (int i = 0; i < kWidth<Acc>; ++i) {
+            square[i] = i < width ? load(tile + place + i * kLanes<Acc>) : V<Acc>{};
+          }
+          transpose_square<Acc>(square);
+          for (int i = 0; i < kWidth<Acc>; ++i) put(to, as, row + i, c, count, square[i]);
+        });
+      } else {
+        for_each_piece(to, [&](int64_t row, int64_t c, auto count, int64_t place) __attribute__((
+                               always_inline)) { put(to, as, row, c, count, load(tile + place)); });
+      }
+    });
   });
 }
 

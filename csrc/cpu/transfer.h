@@ -44,6 +44,21 @@ SHIFTMLP_INLINE void fetch(Rows x, int64_t row, int64_t column) {
   });
 }
 
+// Calls f with a copy of which the compiler knows what it lacks: to ask for every register costs as
+// much as the arithmetic.
+template <class Acc, class F>
+SHIFTMLP_INLINE void with_known(const Transfer<Acc>& t, const F& f) {
+  const Norm<Acc>& norm = t.norm;
+  const bool normed = norm.mean != nullptr || norm.weight != nullptr || norm.bias != nullptr;
+  if (t.factor.data == nullptr && !normed) {
+    f(Transfer<Acc>{t.memory, t.rows, t.columns, t.turned, {}, t.scale, {}, t.residual});
+  } else if (t.factor.data == nullptr && t.scale == nullptr) {
+    f(Transfer<Acc>{t.memory, t.rows, t.columns, t.turned, norm, nullptr, {}, t.residual});
+  } else {
+    f(Transfer<Acc>{t});
+  }
+}
+
 // memory = residual + norm(v) * scale * factor
 template <class Acc, class T, class Count>
 SHIFTMLP_INLINE void put(const Transfer<Acc>& to, As<T> as, int64_t row, int64_t column,
