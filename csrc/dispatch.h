@@ -5,9 +5,9 @@
 #include <stdexcept>
 #include <type_traits>
 
-namespace shiftmlp {
+#include "dtype.h"
 
-enum class DType : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
+namespace shiftmlp {
 
 template <class T>
 struct Type {

@@ -13,7 +13,7 @@ PACKAGES = ("numpy", "triton", "timm", "torchvision", "rich", "matplotlib")
 VARIABLES = (
     "SHIFTMLP_BACKEND", "SHIFTMLP_DISABLE", "SHIFTMLP_LOG", "SHIFTMLP_CACHE_DIR", "SHIFTMLP_BUILD",
     "SHIFTMLP_CUDA", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "CUDA_HOME", "TRITON_INTERPRET",
-    "OMP_NUM_THREADS", "NO_COLOR",
+    "OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "NO_COLOR",
 )  # fmt: skip
 
 
@@ -48,6 +48,7 @@ def info() -> dict:
             "name": _cpu_name(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
+            "engine": _native.cpu_engine(),
             "features": [name for name, has in _native.cpu_features().items() if has],
         },
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],

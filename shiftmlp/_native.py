@@ -82,6 +82,16 @@ def _runs_on(arch: str, found: tuple[int, int]) -> bool:
     return needed <= found and (needed[0] == found[0] or arch.endswith("+PTX"))
 
 
+@functools.cache
+def cpu_engine() -> str | None:
+    """The instruction set that the CPU kernels use; ATEN_CPU_CAPABILITY may ask for less."""
+    if _reasons["cpu"]:
+        return None
+    library = ctypes.CDLL(str(Path(__file__).with_name("_C_cpu.so")))
+    library.shiftmlp_cpu_engine.restype = ctypes.c_char_p
+    return library.shiftmlp_cpu_engine().decode()
+
+
 def cpu_features() -> dict[str, bool]:
     """Instruction sets of this machine, by name; empty where the host module is missing."""
     return _host.cpu_features() if _host else {}

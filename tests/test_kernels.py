@@ -48,6 +48,8 @@ def test_kernel_is_as_good_as_torch(op, backend, sample, dtype, device):
     torchs = op(*args, "reference")
     if op.name in MOVES:
         testing.assert_same_bits(ours, torchs)
+    elif dtype == torch.float64:  # there is no truth beyond it
+        testing.assert_close_to_rounding(listed(ours), listed(torchs))
     else:
         exact = op(*convert(args, Tensor.double), "reference")
         testing.assert_as_good_as_torch(ours, torchs, exact)

@@ -1,12 +1,12 @@
 // spatial_shift on the CPU: every group of channels of every pixel is one copy, rows in parallel.
+#include "spatial_shift.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <cstring>
 #include <vector>
-
-#include "../tensors.h"
 
 namespace shiftmlp {
 namespace {
@@ -141,6 +141,8 @@ Tensor run_keep_backward(const Tensor& dy, const Shift& unfitted) {
   return dx;
 }
 
+}  // namespace
+
 Tensor spatial_shift(const Tensor& x, const std::string& shift) {
   return run(x, Shift::parse(shift));
 }
@@ -150,7 +152,6 @@ Tensor spatial_shift_backward(const Tensor& dy, const std::string& spec) {
   return shift.border == Border::kKeep ? run_keep_backward(dy, shift) : run(dy, shift.reversed());
 }
 
-}  // namespace
 }  // namespace shiftmlp
 
 STABLE_TORCH_LIBRARY_IMPL(shiftmlp_cpu, CPU, m) {

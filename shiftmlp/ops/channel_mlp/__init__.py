@@ -1,5 +1,5 @@
 from .. import _triton
-from . import op, reference  # noqa: F401
+from . import native, op, reference  # noqa: F401
 
 _triton.attach(
     op.channel_mlp,

@@ -1,4 +1,4 @@
 from .. import _triton
-from . import op, reference  # noqa: F401
+from . import native, op, reference  # noqa: F401
 
 _triton.attach(op.token_gate, "shiftmlp.ops.token_gate.triton_kernels", _triton.PRODUCTS)

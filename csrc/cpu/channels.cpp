@@ -1,0 +1,250 @@
+// channel_mlp, shift_linear and shift_mlp on the CPU: a tile of positions at a time goes through
+// the layers. A shift between two layers takes two passes over the positions, one before it is
+// gathered and one after.
+#include "channels.h"
+
+namespace shiftmlp {
+namespace {
+
+const std::string kNone = "none";
+
+// Hidden channels that are at hand at a time.
+constexpr int64_t kChunk = 512;
+
+template <class Acc>
+void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
+                    const Linear<Acc>& first, const Linear<Acc>& last, const NormArgs& post,
+                    const OptionalTensor& scale, const OptionalTensor& residual) {
+  const Finish<Acc> finish(result, scale, residual, post);
+  const Images x = Images::of(input, Acc{}, "x");
+  check_shape(x.x, {1, finish.y.rows, first.K}, "x");
+  STD_TORCH_CHECK(first.N == last.K && last.N == finish.y.columns, "weights do not fit");
+  const ChannelNorm<Acc> norm(norm_args, x.columns);
+  const int64_t chunk = std::min(first.N, kChunk), rows = first.K + chunk + last.N;
+  const Tiling<Acc> tiling(rows + 2);
+  const int64_t lanes = tiling.lanes;
+  const int64_t panel_size = engine<Acc>().scratch * std::max(first.K, chunk);
+  const int64_t memory = (rows + 2) * lanes + panel_size + 5 * 16;
+  const int64_t work = first.N * (first.K + last.N);
+  for_each_tile<Acc>(x.rows, tiling, memory, work,
+                     [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+                       Acc *in = scratch.take(first.K * lanes),
+                           *inner = scratch.take(chunk * lanes);
+                       Acc *out = scratch.take(last.N * lanes), *panel = scratch.take(panel_size);
+                       Acc* moments = scratch.take(2 * lanes);
+                       const Rows from = x.at(0, position, 0);
+                       engine<Acc>().pack({from,
+                                           count,
+                                           x.columns,
+                                           true,
+                                           norm.of(from, count, x.columns, moments),
+                                           nullptr,
+                                           {},
+                                           {}},
+                                          in);
+                       int64_t begin = 0, end;
+                       do {
+                         end = std::min(begin + chunk, first.N);
+                         first.part(in, blocks, inner, panel, begin, end, 0, first.K);
+                         last.part(inner, blocks, out, panel, 0, last.N, begin, end);
+                         begin = end;
+                       } while (end < first.N);
+                       finish(out, position, count, blocks, moments);
+                     });
+}
+
+// Pixel (h, w) of a shifted image.
+template <class T>
+void gather(const Image<T>& image, int32_t h, int32_t w, const Shift& shift, int32_t C, T* to) {
+  for (int32_t g = 0; g <= shift.count; ++g) {
+    const Channels channels = shift.channels(g, C);
+    const bool keep = shift.border == Border::kKeep;
+    const T* from = Shifted<T>(image, h, shift.steps[g], keep).at(w);
+    for (int32_t c = channels.begin; c < channels.end; c += channels.stride) {
+      to[c] = from == nullptr ? T{} : from[c];
+    }
+  }
+}
+
+template <class Acc>
+void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc>& linear,
+                     const Shift& unfitted, const OptionalTensor& scale,
+                     const OptionalTensor& residual) {
+  const Finish<Acc> finish(result, scale, residual, {kNone, std::nullopt, std::nullopt, 0});
+  const Map x(input);
+  const DType dtype = readable<Acc>(x.x, "x");
+  STD_TORCH_CHECK(linear.K == x.C && linear.N == finish.y.columns, "weight does not fit");
+  const int64_t pixels = int64_t{x.H} * x.W;
+  STD_TORCH_CHECK(x.empty() || x.B * pixels == finish.y.rows, "y has a wrong shape");
+  const Shift shift = unfitted.within(x.H, x.W);
+  const Tiling<Acc> tiling(2 * linear.K + linear.N);
+  const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch * linear.K;
+  const int64_t memory = (2 * linear.K + linear.N + 2) * lanes + panel_size + 5 * 16;
+  for_each_tile<Acc>(
+      finish.y.rows, tiling, memory, linear.N * linear.K,
+      [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+        Acc *in = scratch.take(linear.K * lanes), *out = scratch.take(linear.N * lanes);
+        Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+        Acc* gathered = scratch.take(linear.K * lanes);  // in x's type, which is no larger
+        with_int<2, 4, 8>(x.x.element_size(), [&](auto size) {
+          using T = Bits<decltype(size)::value>;
+          const T* data = static_cast<const T*>(x.x.const_data_ptr());
+          for (int64_t i = 0; i < count && x.C > 0; ++i) {
+            const int64_t image = (position + i) / pixels, pixel = (position + i) % pixels;
+            const Image<T> from{
+                data + image * x.x.stride(0), x.H, x.W, x.x.stride(1), x.x.stride(2),
+                shift.border == Border::kWrap};
+            gather(from, pixel / x.W, pixel % x.W, shift, x.C,
+                   reinterpret_cast<T*>(gathered) + i * x.C);
+          }
+        });
+        engine<Acc>().pack({{gathered, dtype, x.C}, count, x.C, true, {}, nullptr, {}, {}}, in);
+        linear(in, blocks, out, panel);
+        finish(out, position, count, blocks, moments);
+      });
+}
+
+// For every group of channels and pixel of a map, the pixel that a shift reads, or -1 for zero.
+std::vector<int32_t> sources(const Shift& shift, int32_t H, int32_t W) {
+  std::vector<int32_t> pixels(int64_t{H} * W), found;
+  for (size_t p = 0; p < pixels.size(); ++p) pixels[p] = static_cast<int32_t>(p);
+  const Image<int32_t> image{pixels.data(), H, W, W, 1, shift.border == Border::kWrap};
+  for (int32_t g = 0; g <= shift.count; ++g) {
+    for (int32_t h = 0; h < H; ++h) {
+      const Shifted<int32_t> row(image, h, shift.steps[g], shift.border == Border::kKeep);
+      for (int32_t w = 0; w < W; ++w) {
+        const int32_t* at = row.at(w);
+        found.push_back(at == nullptr ? -1 : *at);
+      }
+    }
+  }
+  return found;
+}
+
+template <class Acc>
+void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t W,
+                  const NormArgs& norm_args, const Linear<Acc>& first, const Linear<Acc>& last,
+                  const Shift& unfitted, const NormArgs& post, const OptionalTensor& scale,
+                  const OptionalTensor& residual) {
+  constexpr int64_t kBytesAtATime = 1 << 25;  // of hidden maps
+  const Finish<Acc> finish(result, scale, residual, post);
+  const Images x = Images::of(input, Acc{}, "x");
+  check_shape(x.x, {1, finish.y.rows, first.K}, "x");
+  STD_TORCH_CHECK(first.N == last.K && last.N == finish.y.columns, "weights do not fit");
+  STD_TORCH_CHECK(0 < H && H <= kMaxSide && 0 < W && W <= kMaxSide && first.N <= kMaxSide,
+                  "H, W and the hidden channels must be at most ", kMaxSide);
+  const int64_t pixels = H * W, D = first.N;
+  STD_TORCH_CHECK(x.rows % pixels == 0, "H and W do not fit x");
+  const ChannelNorm<Acc> norm(norm_args, x.columns);
+  const Shift shift = unfitted.within(H, W);
+  const std::vector<int32_t> source = sources(shift, H, W);
+
+  const int64_t image_bytes = pixels * D * static_cast<int64_t>(sizeof(Acc));
+  const int64_t at_a_time = std::max<int64_t>(1, kBytesAtATime / (image_bytes + 1)) * pixels;
+  const int64_t pitch = (std::min(at_a_time, x.rows) + 15) / 16 * 16 + 16;  // no power of two
+  Scratch<Acc> map_memory(D * pitch + 16);
+  Acc* const map = map_memory.take(D * pitch);
+  const int64_t zero = pitch - 1;  // where every channel has one
+  for (int64_t d = 0; d < D; ++d) map[d * pitch + zero] = 0;
+  constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+
+  const Tiling<Acc> tiling(std::max(first.K, last.N) + D + 2);
+  const int64_t lanes = tiling.lanes, unit = engine<Acc>().lanes;
+  const int64_t panel_size = engine<Acc>().scratch * std::max(first.K, D);
+  const int64_t memory = (std::max(first.K, last.N) + D + 2) * lanes + panel_size + 4 * 16;
+  for (int64_t begin = 0; begin < x.rows; begin += at_a_time) {
+    const int64_t rows = std::min(at_a_time, x.rows - begin);
+    for_each_tile<Acc>(
+        rows, tiling, memory, D * first.K,
+        [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+          Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
+          Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+          const Rows from = x.at(0, begin + position, 0);
+          engine<Acc>().pack({from,
+                              count,
+                              x.columns,
+                              true,
+                              norm.of(from, count, x.columns, moments),
+                              nullptr,
+                              {},
+                              {}},
+                             in);
+          first(in, blocks, hidden, panel);
+          engine<Acc>().unpack(
+              hidden, {{map + position, dtype, pitch}, D, count, false, {}, nullptr, {}, {}});
+        });
+    for_each_tile<Acc>(
+        rows, tiling, memory, D * last.N,
+        [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+          Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
+          Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+          int64_t from[kMaxLanes];
+          for (int32_t g = 0; g <= shift.count; ++g) {
+            for (int64_t i = 0; i < blocks * unit; ++i) {
+              const int64_t pixel = (position + i) % pixels, image = position + i - pixel;
+              const int32_t at = source[g * pixels + pixel];
+              from[i] = at < 0 || i >= count ? zero : image + at;
+            }
+            const Channels channels = shift.channels(g, D);
+            for (int64_t d = channels.begin; d < channels.end; d += channels.stride) {
+              for (int64_t block = 0; block < blocks; ++block) {
+                Acc* const to = hidden + (block * D + d) * unit;
+                for (int64_t i = 0; i < unit; ++i) to[i] = map[d * pitch + from[block * unit + i]];
+              }
+            }
+          }
+          last(hidden, blocks, out, panel);
+          finish(out, begin + position, count, blocks, moments);
+        });
+  }
+}
+
+void channel_mlp(const Tensor& y, const Tensor& x, const std::string& norm,
+                 const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double eps,
+                 const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
+                 const OptionalTensor& b2, const std::string& activation,
+                 const std::string& post_norm, const OptionalTensor& post_norm_weight,
+                 const OptionalTensor& post_norm_bias, double post_eps, const OptionalTensor& scale,
+                 const OptionalTensor& residual) {
+  with_accumulator(y, [&](auto zero) {
+    using Acc = decltype(zero);
+    channel_mlp_as<Acc>(y, x, {norm, norm_weight, norm_bias, eps},
+                        {w1, b1, activation_of(activation)}, {w2, b2},
+                        {post_norm, post_norm_weight, post_norm_bias, post_eps}, scale, residual);
+  });
+}
+
+void shift_linear(const Tensor& y, const Tensor& x, const Tensor& weight,
+                  const OptionalTensor& bias, const std::string& shift,
+                  const std::string& activation, const OptionalTensor& scale,
+                  const OptionalTensor& residual) {
+  with_accumulator(y, [&](auto zero) {
+    using Acc = decltype(zero);
+    shift_linear_as<Acc>(y, x, {weight, bias, activation_of(activation)}, Shift::parse(shift),
+                         scale, residual);
+  });
+}
+
+void shift_mlp(const Tensor& y, const Tensor& x, int64_t H, int64_t W, const std::string& norm,
+               const OptionalTensor& norm_weight, const OptionalTensor& norm_bias, double eps,
+               const Tensor& w1, const OptionalTensor& b1, const Tensor& w2,
+               const OptionalTensor& b2, const std::string& shift, const std::string& activation,
+               const std::string& post_norm, const OptionalTensor& post_norm_weight,
+               const OptionalTensor& post_norm_bias, double post_eps, const OptionalTensor& scale,
+               const OptionalTensor& residual) {
+  with_accumulator(y, [&](auto zero) {
+    using Acc = decltype(zero);
+    shift_mlp_as<Acc>(y, x, H, W, {norm, norm_weight, norm_bias, eps},
+                      {w1, b1, activation_of(activation)}, {w2, b2}, Shift::parse(shift),
+                      {post_norm, post_norm_weight, post_norm_bias, post_eps}, scale, residual);
+  });
+}
+
+}  // namespace
+}  // namespace shiftmlp
+
+STABLE_TORCH_LIBRARY_IMPL(shiftmlp_cpu, CPU, m) {
+  m.impl("channel_mlp", TORCH_BOX(&shiftmlp::channel_mlp));
+  m.impl("shift_linear", TORCH_BOX(&shiftmlp::shift_linear));
+  m.impl("shift_mlp", TORCH_BOX(&shiftmlp::shift_mlp));
+}

@@ -1,0 +1,86 @@
+// What the ops that mix channels share: the lanes are positions, turned while they are packed.
+#pragma once
+
+#include "operands.h"
+
+namespace shiftmlp {
+
+// The norm over the channels of every position.
+template <class Acc>
+struct ChannelNorm {
+  bool layer;
+  double eps;
+  Vector<Acc> weight, bias;
+
+  ChannelNorm(const NormArgs& args, int64_t channels)
+      : layer(args.kind == "layer_norm"),
+        eps(args.eps),
+        weight(args.weight, channels, "weight"),
+        bias(args.bias, channels, "bias") {
+    STD_TORCH_CHECK(layer || args.kind == "none" || args.kind == "affine", "no norm ", args.kind);
+  }
+
+  // `moments` has room for two numbers of every position of a tile.
+  Norm<Acc> of(Rows x, int64_t rows, int64_t columns, Acc* moments) const {
+    if (layer) engine<Acc>().moments(x, rows, columns, eps, moments, moments + rows);
+    return with(moments, moments + rows);
+  }
+  Norm<Acc> of(const Acc* tile, int64_t rows, int64_t blocks, Acc* moments) const {
+    Acc* const rstd = moments + blocks * engine<Acc>().lanes;
+    if (layer) engine<Acc>().lane_moments(tile, rows, blocks, eps, moments, rstd);
+    return with(moments, rstd);
+  }
+
+ private:
+  Norm<Acc> with(const Acc* mean, const Acc* rstd) const {
+    return {layer ? mean : nullptr, layer ? rstd : nullptr, weight.at(0), bias.at(0)};
+  }
+};
+
+// y = residual + scale * post_norm(tile), for the positions of a tile.
+template <class Acc>
+struct Finish {
+  const Images y, residual;
+  const ChannelNorm<Acc> norm;
+  const Vector<Acc> scale;
+
+  Finish(const Tensor& result, const OptionalTensor& scale, const OptionalTensor& residual,
+         const NormArgs& args)
+      : y(Images::of(result, Acc{}, "y")),
+        residual(residual ? Images::of(*residual, Acc{}, "residual") : Images{result}),
+        norm(args, y.columns),
+        scale(scale, y.columns, "scale") {
+    STD_TORCH_CHECK(y.count == 1, "y must be one image");
+    check_shape(this->residual.x, {1, y.rows, y.columns}, "residual");
+  }
+
+  void operator()(const Acc* tile, int64_t position, int64_t count, int64_t blocks,
+                  Acc* moments) const {
+    const Rows rest = residual.data ? residual.at(0, position, 0) : Rows{};
+    engine<Acc>().unpack(tile, {y.at(0, position, 0),
+                                count,
+                                y.columns,
+                                true,
+                                norm.of(tile, y.columns, blocks, moments),
+                                scale.at(0),
+                                {},
+                                rest});
+  }
+};
+
+// Calls f(first position, count, blocks, scratch) for every tile of positions.
+template <class Acc, class F>
+void for_each_tile(int64_t positions, const Tiling<Acc>& tiling, int64_t memory, int64_t work,
+                   const F& f) {
+  const int64_t tiles = ceil_div(positions, tiling.lanes);
+  parallel(tiles, work * tiling.lanes, [&](int64_t begin, int64_t end) {
+    Scratch<Acc> scratch(memory);
+    for (int64_t task = begin; task < end; ++task, scratch.reset()) {
+      const int64_t position = task * tiling.lanes;
+      const int64_t count = std::min(tiling.lanes, positions - position);
+      f(position, count, tiling.blocks_of(count), scratch);
+    }
+  });
+}
+
+}  // namespace shiftmlp

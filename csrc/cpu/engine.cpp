@@ -1,0 +1,41 @@
+// Chooses the engine, once: what the processor and the system have, as far as torch may use it.
+#include <cstdlib>
+#include <string_view>
+
+#include "operands.h"
+
+namespace shiftmlp {
+namespace {
+
+const Engines& choose() {
+  const char* set = std::getenv("ATEN_CPU_CAPABILITY");
+  [[maybe_unused]] const std::string_view limit = set == nullptr ? "" : set;
+#ifdef __x86_64__
+  const auto has = [](auto... supported) { return (supported && ...); };
+  if (limit != "default") {
+    if (limit != "avx2" &&
+        has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+            __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"))) {
+      return *shiftmlp_engines_avx512();
+    }
+    if (has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"),
+            __builtin_cpu_supports("f16c"))) {
+      return *shiftmlp_engines_avx2();
+    }
+  }
+#endif
+  return *shiftmlp_engines_plain();
+}
+
+}  // namespace
+
+const Engines& engines() {
+  static const Engines& chosen = choose();
+  return chosen;
+}
+
+}  // namespace shiftmlp
+
+extern "C" __attribute__((visibility("default"))) const char* shiftmlp_cpu_engine() {
+  return shiftmlp::engines().name;
+}

@@ -1,0 +1,107 @@
+// What a unit for one instruction set offers: the few passes that every op is put together from.
+//
+// Numbers in work stand in tiles, [block][row][lane]: a row is what products sum over, a lane an
+// independent column of the problem, a block as many lanes as a product keeps in registers. Tokens
+// mix with channels as lanes, channels with tokens as lanes; only `pack` and `unpack` know which.
+//
+// Plain data and no function, so that no code of one instruction set can be linked into another.
+#pragma once
+
+#include "../dtype.h"
+
+namespace shiftmlp {
+
+enum class Activation : int32_t { kNone, kGelu, kGeluTanh, kRelu };
+
+// Rows in memory whose elements are dense. Strides count elements.
+struct Rows {
+  void* data;
+  DType dtype;
+  int64_t stride;
+};
+
+// The left operand of a product, (N, K): element (n, k) is at n * row + k * column, one of which
+// is 1; with `block` it is a tile, of `block` lanes, of which k counts all.
+struct Operand {
+  const void* data;
+  DType dtype;
+  int64_t row, column;
+  int64_t block;
+};
+
+// (x - mean) * rstd * weight + bias. What is null is left out.
+template <class Acc>
+struct Norm {
+  const Acc *mean, *rstd;    // for every row
+  const Acc *weight, *bias;  // for every column
+};
+
+// Memory on its way into a tile and back. A tile is `turned` if its lanes are the rows in memory.
+template <class Acc>
+struct Transfer {
+  Rows memory;
+  int64_t rows, columns;
+  bool turned;
+  Norm<Acc> norm;
+  const Acc* scale;  // for every column, or null
+  Rows factor;       // for every element; without data: none
+  Rows residual;     // the same
+};
+
+// out = activation(left * right + bias), or out += left * right, for `blocks` blocks of lanes.
+template <class Acc>
+struct Product {
+  Operand left;
+  const Acc* right;  // a tile of K rows
+  const Acc* bias;   // (N,) or null
+  Acc* out;          // a tile of N rows
+  int64_t N, K, blocks;
+  Activation activation;
+  bool accumulate;
+  Acc* scratch;                       // Engine::scratch(K) elements
+  const Transfer<Acc>* to = nullptr;  // where the result goes, without `accumulate`, not to a tile
+};
+
+template <class Acc>
+struct Engine {
+  int64_t lanes;    // of a block
+  int64_t scratch;  // elements that a product needs for each k
+  // mean and 1 / sqrt(variance + eps) of every row in memory, in two passes.
+  void (*moments)(Rows x, int64_t rows, int64_t columns, double eps, Acc* mean, Acc* rstd);
+  // The same of every lane of a tile.
+  void (*lane_moments)(const Acc* tile, int64_t rows, int64_t blocks, double eps, Acc* mean,
+                       Acc* rstd);
+  // tile = norm(memory) * scale * factor, zero in the lanes beyond.
+  void (*pack)(const Transfer<Acc>& from, Acc* tile);
+  // memory = residual + norm(tile) * scale * factor
+  void (*unpack)(const Acc* tile, const Transfer<Acc>& to);
+  void (*multiply)(const Product<Acc>& product);
+  // A tile of `lanes` rows whose lanes are the rows of the given one.
+  void (*transpose)(const Acc* tile, int64_t rows, int64_t lanes, Acc* turned);
+  void (*activate)(Activation activation, const Acc* x, int64_t count, Acc* y);
+  // dy *= activation'(x)
+  void (*activate_backward)(Activation activation, const Acc* x, int64_t count, Acc* dy);
+  // Every lane of a tile times its scale.
+  void (*scale_lanes)(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale);
+  // The adjoint of the norm of `x`, whose result has the gradient dy: dx, and the sums of its
+  // weight's and bias's over the rows. What is null is left out.
+  void (*norm_backward)(Rows dy, const Transfer<Acc>& x, Rows dx, Acc* dweight, Acc* dbias);
+  // sums[row] += the sum of a tile's row
+  void (*sum_lanes)(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums);
+  // sums[lane] += the sum over the rows of a * b
+  void (*dot_rows)(const Acc* a, const Acc* b, int64_t rows, int64_t blocks, Acc* sums);
+};
+
+struct Engines {
+  const char* name;
+  Engine<float> single;
+  Engine<double> twofold;
+};
+
+}  // namespace shiftmlp
+
+extern "C" {
+const shiftmlp::Engines* shiftmlp_engines_plain();
+const shiftmlp::Engines* shiftmlp_engines_avx2();
+const shiftmlp::Engines* shiftmlp_engines_avx512();
+}

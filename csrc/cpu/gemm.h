@@ -1,0 +1,160 @@
+// The product of a matrix in memory with a tile: the one loop in which the time goes.
+//
+// The left operand's elements are broadcast, so that its rows are read as they stand; a copy of
+// the weights could turn stale, and there is none. The tile's lanes fill the registers.
+#pragma once
+
+#include "activation.h"
+#include "transfer.h"
+
+namespace shiftmlp {
+namespace {
+
+// The distance of the k of a panel that lies column by column.
+template <class Acc>
+constexpr int kStep = (kRows + kWidth<Acc> - 1) / kWidth<Acc> * kWidth<Acc>;
+
+// Up to kRows rows of a left operand: element (r, k) is at r * row + k * column. The next panel's
+// lies `ahead` behind it; 0 if it need not be fetched.
+template <class Acc>
+struct Panel {
+  const Acc* data;
+  int64_t row, column, ahead;
+};
+
+// A product sums in parts of at most so many terms, which err less than one sum; where there are
+// few terms, the parts are free.
+constexpr int64_t kTerms = 128, kFewTerms = 64;
+
+// R rows of a product for one block of lanes.
+template <int R, class Acc>
+SHIFTMLP_INLINE void multiply_block(Panel<Acc> panel, const Acc* right, int64_t K, const Acc* bias,
+                                    bool accumulate, Acc* out) {
+  const Acc* left = panel.data;
+  constexpr int64_t kLine = 64 / sizeof(Acc);
+  const int64_t parts = K < kFewTerms ? 4 : (K + kTerms - 1) / kTerms;
+  const int64_t most = (K + parts - 1) / parts;
+  do {
+    const int64_t terms = K < most ? K : most;
+    V<Acc> sum[R][kColumns] = {};
+    for (int64_t k = 0; k < terms; k += kLine) {
+      if (panel.ahead != 0) {
+        for (int r = 0; r < R; ++r) __builtin_prefetch(left + panel.ahead + r * panel.row);
+      }
+      const Acc* const end = right + (terms - k < kLine ? terms - k : kLine) * kLanes<Acc>;
+#pragma GCC unroll 2
+      for (; right != end; left += panel.column, right += kLanes<Acc>) {
+        V<Acc> x[kColumns];
+        for (int c = 0; c < kColumns; ++c) x[c] = load(right + c * kWidth<Acc>);
+        for (int r = 0; r < R; ++r) {
+          for (int c = 0; c < kColumns; ++c) sum[r][c] += left[r * panel.row] * x[c];
+        }
+      }
+    }
+    K -= terms;
+    for (int r = 0; r < R; ++r) {
+      const Acc constant = K == 0 && bias != nullptr ? bias[r] : 0;
+      for (int c = 0; c < kColumns; ++c) {
+        Acc* const to = out + r * kLanes<Acc> + c * kWidth<Acc>;
+        store(to, (accumulate ? load(to) + sum[r][c] : sum[r][c]) + constant);
+      }
+    }
+    accumulate = true;
+  } while (K > 0);
+}
+
+template <class Acc, int R = kRows>
+SHIFTMLP_INLINE void multiply_rows(int64_t rows, Panel<Acc> panel, const Acc* right, int64_t K,
+                                   const Acc* bias, bool accumulate, Acc* out) {
+  if constexpr (R > 0) {
+    if (rows == R) return multiply_block<R>(panel, right, K, bias, accumulate, out);
+    multiply_rows<Acc, R - 1>(rows, panel, right, K, bias, accumulate, out);
+  }
+}
+
+// Rows n ... n + rows of the left operand: in place, or converted and gathered in scratch.
+template <class Acc>
+Panel<Acc> panel_of(const Product<Acc>& product, int64_t n, int64_t rows) {
+  const Operand& left = product.left;
+  const int64_t K = product.K;
+  Panel<Acc> panel{product.scratch, K, 1, 0};
+  with_element<Acc>(left.dtype, [&](auto as) __attribute__((always_inline)) {
+    const auto* data = element(left.data, as) + n * left.row;
+    constexpr int W = kWidth<Acc>;
+    if (left.column != 1) {
+      panel = {product.scratch, 1, kStep<Acc>, 0};
+      for (int64_t k = 0; k < K; ++k, data += left.column) {
+        for (int r = 0; r < kStep<Acc>; r += W) {
+          const int64_t count = n + r + W <= product.N ? W : rows - r;
+          store(product.scratch + k * kStep<Acc> + r, load<Acc>(data + r, count));
+        }
+      }
+    } else if (sizeof(*data) != sizeof(Acc) || left.block < K) {
+      for (int64_t r = 0; r < rows; ++r, data += left.row) {
+        Acc* to = product.scratch + r * K;
+        for (int64_t k = 0; k < K; k += left.block) {
+          const auto* from = data + k * product.N;
+          const int64_t end = left.block < K - k ? left.block : K - k;
+          int64_t i = 0;
+          for (; i + W <= end; i += W) store(to + k + i, load(from + i));
+          if (i < end) store<Acc>(to + k + i, load<Acc>(from + i, end - i), end - i);
+        }
+      }
+    } else {
+      panel = {reinterpret_cast<const Acc*>(data), left.row, 1, kRows * left.row};
+    }
+  });
+  return panel;
+}
+
+// Rows n ... n + rows of a block into the cache, and from a tile to where they go.
+template <class Acc>
+void fetch_rows(const Transfer<Acc>& to, int64_t n, int64_t rows, int64_t block) {
+  for (int64_t r = n; r < n + rows; ++r) {
+    fetch<Acc>(to.memory, r, block * kLanes<Acc>);
+    if (to.residual.data != nullptr) fetch<Acc>(to.residual, r, block * kLanes<Acc>);
+  }
+}
+
+template <class Acc>
+void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block, const Acc* tile) {
+  with_known(given, [&](const Transfer<Acc> to) __attribute__((always_inline)) {
+    with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
+      const Acc* from = tile;
+      for (int64_t r = n; r < n + rows; ++r) {
+        for (int lane = 0; lane < kLanes<Acc>; lane += kWidth<Acc>, from += kWidth<Acc>) {
+          const int64_t c = block * kLanes<Acc> + lane;
+          if (c + kWidth<Acc> <= to.columns) {
+            put(to, as, r, c, All{}, load(from));
+          } else {
+            put(to, as, r, c, to.columns - c, load(from));
+          }
+        }
+      }
+    });
+  });
+}
+
+template <class Acc>
+void multiply(const Product<Acc>& product) {
+  const int64_t K = product.K, N = product.N;
+  alignas(64) Acc piece[kRows * kLanes<Acc>];
+  for (int64_t n = 0; n < N; n += kRows) {
+    const int64_t rows = N - n < kRows ? N - n : kRows;
+    Panel<Acc> panel = panel_of(product, n, rows);
+    for (int64_t block = 0; block < product.blocks; ++block, panel.ahead = 0) {
+      if (product.to != nullptr) fetch_rows(*product.to, n, rows, block);
+      const Acc* right = product.right + block * K * kLanes<Acc>;
+      Acc* out = product.to ? piece : product.out + (block * N + n) * kLanes<Acc>;
+      const Acc* bias = product.bias == nullptr ? nullptr : product.bias + n;
+      multiply_rows<Acc>(rows, panel, right, K, bias, product.accumulate, out);
+      if (product.activation != Activation::kNone) {
+        activate_all(product.activation, out, rows * kLanes<Acc>, out);
+      }
+      if (product.to != nullptr) put_rows(*product.to, n, rows, block, out);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace shiftmlp

@@ -1,0 +1,233 @@
+// Passes over maps, (1, positions, channels), that the gradients of the channel ops are made of. In
+// between, maps are kept in the accumulator's type.
+#pragma once
+
+#include "channels.h"
+#include "partial_sums.h"
+#include "tokens.h"
+
+namespace shiftmlp {
+
+using Gradients = std::vector<OptionalTensor>;
+
+template <class Acc>
+constexpr auto kScalarType = std::is_same_v<Acc, double> ? torch::headeronly::ScalarType::Double
+                                                         : torch::headeronly::ScalarType::Float;
+
+template <class Acc>
+Images map_of(const Tensor& x, int64_t positions, int64_t channels) {
+  return Images::of(torch::stable::reshape(x, {1, positions, channels}), Acc{}, "a map");
+}
+
+template <class Acc>
+Images new_map(const Images& like, int64_t channels) {
+  return map_of<Acc>(torch::stable::new_empty(like.x, {1, like.rows, channels}, kScalarType<Acc>),
+                     like.rows, channels);
+}
+
+// The norm over the channels of every position.
+template <class Acc>
+struct PositionNorm {
+  const TokenNorm<Acc> norm;
+
+  PositionNorm(const Images& x, const NormArgs& args)
+      : norm(x, args.kind, args.weight, args.bias, args.eps) {}
+
+  // From a position and a channel on.
+  Norm<Acc> at(int64_t position, int64_t channel) const {
+    Norm<Acc> from = norm.at(0, channel);
+    if (from.mean != nullptr) from.mean += position, from.rstd += position;
+    return from;
+  }
+};
+
+// Some positions of a map, as the lanes of a tile.
+struct Tile {
+  int64_t position, count, blocks;
+
+  template <class Acc>
+  Transfer<Acc> of(const Images& map, int64_t channel, int64_t channels, Norm<Acc> norm) const {
+    return {map.at(0, position, channel), count, channels, true, norm, nullptr, {}, {}};
+  }
+};
+
+// Multiplies w, (N, K), by a map: load(tile, first row, rows, at) fills some of a tile's rows, and
+// put(tile, first row, rows, at) takes some of the result's. In load's tile there is room for
+// `copies` times as many.
+template <class Acc, class Load, class Put>
+void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int64_t positions,
+                  int64_t copies, const Load& load, const Put& put) {
+  constexpr int64_t kPiece = 512;
+  const Engine<Acc>& run = engine<Acc>();
+  // Only the longer side is cut, so that nothing is loaded twice.
+  const int64_t some_k = K > N ? std::min(K, kPiece) : K, some_n = K > N ? N : std::min(N, kPiece);
+  const Tiling<Acc> tiling(copies * some_k + some_n);
+  const int64_t lanes = tiling.lanes, panel_size = run.scratch * some_k;
+  const int64_t memory = (copies * some_k + some_n) * lanes + panel_size + 3 * 16;
+  const int64_t size = w.dtype == DType::kFloat64 ? 8 : w.dtype == DType::kFloat32 ? 4 : 2;
+  const auto task = [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+    const Tile at{position, count, blocks};
+    Acc *in = scratch.take(copies * some_k * lanes), *out = scratch.take(some_n * lanes);
+    Acc* const panel = scratch.take(panel_size);
+    int64_t n = 0, k;
+    do {
+      const int64_t rows = std::min(some_n, N - n);
+      k = 0;
+      do {
+        const int64_t terms = std::min(some_k, K - k);
+        if (n == 0) load(in, k, terms, at);
+        const char* data = static_cast<const char*>(w.data) + (n * w.row + k * w.column) * size;
+        const Acc* constant = bias != nullptr && k == 0 ? bias->at(n) : nullptr;
+        run.multiply({{data, w.dtype, w.row, w.column, terms},
+                      in,
+                      constant,
+                      out,
+                      rows,
+                      terms,
+                      blocks,
+                      Activation::kNone,
+                      k > 0,
+                      panel});
+      } while ((k += some_k) < K);
+      put(out, n, rows, at);
+    } while ((n += some_n) < N);
+  };
+  for_each_tile<Acc>(positions, tiling, memory, (N + 1) * K, task);
+}
+
+// inner = w * norm(x) + b, and outer = activation(inner) unless it is the same map.
+template <class Acc>
+void forward(const Linear<Acc>& linear, const Images& x, const PositionNorm<Acc>& norm,
+             const Images& inner, const Images& outer) {
+  const Engine<Acc>& run = engine<Acc>();
+  const auto load = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
+    run.pack(at.of(x, k, rows, norm.at(at.position, k)), tile);
+  };
+  const auto put = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
+    run.unpack(tile, at.of<Acc>(inner, n, rows, {}));
+    if (inner.data == outer.data) return;
+    run.activate(linear.activation, tile, rows * at.blocks * run.lanes, tile);
+    run.unpack(tile, at.of<Acc>(outer, n, rows, {}));
+  };
+  const Tensor& w = linear.w;
+  multiply_map<Acc>({w.const_data_ptr(), linear.dtype, w.stride(0), w.stride(1), linear.K},
+                    linear.N, linear.K, &linear.bias, x.rows, 1, load, put);
+}
+
+// dx = w^T * dinner, where dinner = dy * activation'(inner) is kept, or dy without inner. Without
+// dx only dinner is made.
+template <class Acc>
+void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
+              const Images& dinner, const Images* dx) {
+  const Engine<Acc>& run = engine<Acc>();
+  const auto load = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
+    run.pack(at.of<Acc>(dy, n, rows, {}), tile);
+    if (inner == nullptr) return;
+    const int64_t size = rows * at.blocks * run.lanes;
+    run.pack(at.of<Acc>(*inner, n, rows, {}), tile + size);
+    run.activate_backward(linear.activation, tile + size, size, tile);
+    run.unpack(tile, at.of<Acc>(dinner, n, rows, {}));
+  };
+  const auto put = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
+    if (dx != nullptr) run.unpack(tile, at.of<Acc>(*dx, k, rows, {}));
+  };
+  const Tensor& w = linear.w;
+  multiply_map<Acc>({w.const_data_ptr(), linear.dtype, w.stride(1), w.stride(0), linear.N},
+                    dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
+                    inner == nullptr ? 1 : 2, load, put);
+}
+
+// The sum over the positions of norm(x) * factor, or of norm(x).
+template <class Acc>
+void sum_positions(const Images& x, const PositionNorm<Acc>& norm, const Images* factor,
+                   const OptionalTensor& result) {
+  if (!result) return;
+  const int64_t columns = x.columns, lanes = engine<Acc>().lanes;
+  const int64_t tiles = ceil_div(x.rows, lanes);
+  PartialSums<Acc> sums(tiles, 16 * lanes * columns);
+  const int64_t handle = sums.add(result, 1, columns);
+  sums.run([&](int64_t begin, int64_t end, const auto& sum) {
+    Scratch<Acc> scratch(columns * lanes + 16);
+    Acc* const tile = scratch.take(columns * lanes);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t position = task * lanes, count = std::min(lanes, x.rows - position);
+      Transfer<Acc> from = Tile{position, count, 1}.of(x, 0, columns, norm.at(position, 0));
+      if (factor != nullptr) from.factor = factor->at(0, position, 0);
+      engine<Acc>().pack(from, tile);
+      engine<Acc>().sum_lanes(tile, columns, count, sum(handle));
+    }
+  });
+}
+
+// The gradients of x, weight and bias of a norm whose result has the gradient dy. dx may be dy.
+template <class Acc>
+void norm_gradients(const Images& dy, const Images& x, const PositionNorm<Acc>& norm,
+                    const Images* dx, const OptionalTensor& weight, const OptionalTensor& bias) {
+  constexpr int64_t kStrip = 32;  // summed on its own first, as shorter sums err less
+  const int64_t columns = x.columns, padded = ceil_div(columns, kMaxLanes) * kMaxLanes;
+  PartialSums<Acc> sums(ceil_div(x.rows, kStrip), kStrip * columns * 64);
+  const int64_t dweight = sums.add(weight, 1, columns), dbias = sums.add(bias, 1, columns);
+  sums.run([&](int64_t begin, int64_t end, const auto& sum) {
+    Scratch<Acc> scratch(2 * padded + 16);
+    Acc* const own[] = {scratch.take(padded), scratch.take(padded)};
+    Acc* const all[] = {sum(dweight), sum(dbias)};
+    for (int64_t strip = begin; strip < end; ++strip) {
+      const int64_t position = strip * kStrip, count = std::min(kStrip, x.rows - position);
+      std::memset(own[0], 0, 2 * padded * sizeof(Acc));
+      engine<Acc>().norm_backward(
+          dy.at(0, position, 0),
+          {x.at(0, position, 0), count, columns, false, norm.at(position, 0), nullptr, {}, {}},
+          dx == nullptr ? Rows{} : dx->at(0, position, 0), all[0] ? own[0] : nullptr,
+          all[1] ? own[1] : nullptr);
+      for (int i = 0; i < 2; ++i) {
+        for (int64_t c = 0; all[i] != nullptr && c < columns; ++c) all[i][c] += own[i][c];
+      }
+    }
+  });
+}
+
+// dw = dy^T * norm(x), a square of it at a time. The positions are summed by strips; squares too
+// few to go round are summed in parts, dealt by sizes alone.
+template <class Acc>
+void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>& norm, Tensor dw) {
+  constexpr int64_t kSide = 256, kStrip = 256, kTasks = 16;
+  const Engine<Acc>& run = engine<Acc>();
+  const int64_t N = dy.columns, K = x.columns;
+  check_shape(dw, {N, K}, "the gradient of a weight");
+  const int64_t across = ceil_div(K, kSide), squares = ceil_div(N, kSide) * across;
+  if (squares == 0) return;
+  const int64_t strips = ceil_div(x.rows, kStrip);
+  const int64_t parts = std::clamp<int64_t>(kTasks / squares, 1, strips);
+  const Tensor sums = torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
+  const Images sum = Images::of(sums, Acc{}, "dw");
+  const int64_t panel_size = run.scratch * kStrip;
+  parallel(parts * squares, x.rows * kSide * kSide / parts, [&](int64_t begin, int64_t end) {
+    Scratch<Acc> scratch(kSide * (kStrip + kSide) + panel_size + 3 * 16);
+    Acc *right = scratch.take(kSide * kStrip), *out = scratch.take(kSide * kSide);
+    Acc* panel = scratch.take(panel_size);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / squares, square = task % squares;
+      const int64_t n = square / across * kSide, k = square % across * kSide;
+      const int64_t rows = std::min(kSide, N - n), columns = std::min(kSide, K - k);
+      const Rows to = sum.at(part, n, k);
+      const int64_t first = part * strips / parts, last = (part + 1) * strips / parts;
+      for (int64_t strip = first; strip < last; ++strip) {
+        const int64_t position = strip * kStrip, count = std::min(kStrip, x.rows - position);
+        run.pack(
+            {x.at(0, position, k), count, columns, false, norm.at(position, k), nullptr, {}, {}},
+            right);
+        const Operand left{dy.at(0, position, n).data, dy.dtype, 1, dy.x.stride(1), count};
+        run.multiply({left, right, nullptr, out, rows, count, ceil_div(columns, run.lanes),
+                      Activation::kNone, false, panel});
+        run.unpack(out, {to, rows, columns, false, {}, nullptr, {}, strip == first ? Rows{} : to});
+      }
+    }
+  });
+  Acc* const all = static_cast<Acc*>(sums.mutable_data_ptr());
+  for (int64_t part = 1; part < parts; ++part) {
+    for (int64_t i = 0; i < N * K; ++i) all[i] += all[part * N * K + i];
+  }
+  torch::stable::copy_(dw, torch::stable::select(sums, 0, 0));
+}
+
+}  // namespace shiftmlp

@@ -1,0 +1,237 @@
+// The gradients of token_linear, token_mlp and token_gate on the CPU. A tile of channels of one
+// image goes forward again and then back, so that the forward keeps nothing.
+#include "partial_sums.h"
+#include "tokens.h"
+
+namespace shiftmlp {
+namespace {
+
+using Gradients = std::vector<OptionalTensor>;
+
+struct LinearGradients {
+  OptionalTensor w, b;
+};
+
+// Where the gradients of a mixture go.
+struct Wanted {
+  OptionalTensor x, norm_weight, norm_bias;
+  std::vector<LinearGradients> layers;
+  OptionalTensor scale, factor;
+};
+
+template <class Acc>
+struct Mixture {
+  const Images dy, x;
+  const TokenNorm<Acc> norm;
+  const std::vector<Linear<Acc>> layers;
+  const Vector<Acc> scale;
+  const Images factor;
+};
+
+// The sums over a tile's lanes that make the gradients of w and b: dy * x^T and dy * 1.
+template <class Acc>
+void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t lanes, Acc* dw,
+                   Acc* db, Acc* turned, Acc* panel) {
+  const Engine<Acc>& run = engine<Acc>();
+  if (db != nullptr) run.sum_lanes(dy, N, lanes, db);
+  if (dw == nullptr) return;
+  run.transpose(x, K, lanes, turned);
+  const DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+  const Operand left{dy, dtype, run.lanes, 1, run.lanes};
+  run.multiply({left, turned, nullptr, dw, N, lanes, ceil_div(K, run.lanes), Activation::kNone,
+                true, panel});
+}
+
+// The gradient of x through its norm, from that of the norm's result, kept in the accumulator's
+// type.
+template <class Acc>
+void norm_backward(const Mixture<Acc>& mix, const Images& dnormed, const Wanted& wanted) {
+  const Images& x = mix.x;
+  const Images dx = wanted.x ? Images::of(*wanted.x, Acc{}, "dx") : Images{mix.x};
+  PartialSums<Acc> sums(x.count, PartialSums<Acc>::kWorkPerPart);  // many parts: they are short
+  const int64_t weight = sums.add(wanted.norm_weight, 1, x.columns);
+  const int64_t bias = sums.add(wanted.norm_bias, 1, x.columns);
+  sums.run([&](int64_t begin, int64_t end, const auto& sum) {
+    for (int64_t image = begin; image < end; ++image) {
+      engine<Acc>().norm_backward(
+          dnormed.at(image, 0, 0),
+          {x.at(image, 0, 0), x.rows, x.columns, false, mix.norm.at(image, 0), nullptr, {}, {}},
+          dx.data ? dx.at(image, 0, 0) : Rows{}, sum(weight), sum(bias));
+    }
+  });
+}
+
+template <class Acc>
+void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const Wanted& wanted) {
+  const Engine<Acc>& run = engine<Acc>();
+  const Images &x = mix.x, &dy = mix.dy;
+  const Linear<Acc>&first = mix.layers.front(), &last = mix.layers.back();
+  const bool two = mix.layers.size() > 1;
+  check_shape(x.x, {x.count, first.K, x.columns}, "x");
+  check_shape(dy.x, {x.count, last.N, x.columns}, "dy");
+  const Images dx = dnormed ? Images::of(*dnormed, Acc{}, "dx") : Images{x.x};
+  const Images du = wanted.factor ? Images::of(*wanted.factor, Acc{}, "du") : Images{x.x};
+
+  const int64_t hidden = two ? first.N : 0, inner = last.K;
+  const int64_t turned_rows = ceil_div(std::max(first.K, inner), run.lanes) * run.lanes;
+  const int64_t again = du.data ? last.N : 0;  // rows of the result, where it is made once more
+  const int64_t rows = first.K + 2 * hidden + inner + last.N + again + turned_rows;
+  const Tiling<Acc> tiling(rows);
+  const int64_t lanes = tiling.lanes;
+  const int64_t panel_size = run.scratch * std::max({first.K, first.N, last.K, last.N, lanes});
+  const int64_t memory = rows * lanes + panel_size + 8 * 16;
+
+  const int64_t tiles = ceil_div(x.columns, lanes);
+  PartialSums<Acc> sums(x.count * tiles, 3 * lanes * (first.N * first.K + hidden * last.N));
+  const int64_t dw1 = sums.add(wanted.layers.front().w, first.N, first.K);
+  const int64_t db1 = sums.add(wanted.layers.front().b, 1, first.N);
+  const LinearGradients none, &of_last = two ? wanted.layers.back() : none;
+  const int64_t dw2 = sums.add(of_last.w, last.N, last.K);
+  const int64_t db2 = sums.add(of_last.b, 1, last.N);
+  const int64_t dscale = sums.add(wanted.scale, 1, x.columns);
+
+  const auto piece = [&](Rows memory, int64_t rows, int64_t count, Norm<Acc> norm, Rows factor) {
+    return Transfer<Acc>{memory, rows, count, false, norm, nullptr, factor, {}};
+  };
+  const std::vector<Acc> first_turned = two && dx.data ? first.transposed() : std::vector<Acc>{};
+  const std::vector<Acc> last_turned = last.transposed();
+  sums.run([&](int64_t begin, int64_t end, const auto& sum) {
+    Scratch<Acc> scratch(memory);
+    for (int64_t task = begin; task < end; ++task, scratch.reset()) {
+      const int64_t image = task / tiles, c = task % tiles * lanes;
+      const int64_t count = std::min(lanes, x.columns - c), blocks = tiling.blocks_of(count);
+      Acc *in = scratch.take(first.K * lanes), *inside = scratch.take(hidden * lanes);
+      Acc *activated = scratch.take(hidden * lanes), *panel = scratch.take(panel_size);
+      Acc *out = scratch.take(again * lanes), *dout = scratch.take(last.N * lanes);
+      Acc *dinner = scratch.take(inner * lanes), *turned = scratch.take(turned_rows * lanes);
+
+      run.pack(piece(x.at(image, 0, c), x.rows, count, mix.norm.at(image, c), {}), in);
+      const Acc* into_last = in;
+      if (two) {
+        first.apply(in, blocks, inside, panel, Activation::kNone);
+        run.activate(first.activation, inside, hidden * blocks * run.lanes, activated);
+        into_last = activated;
+      }
+      const Rows dy_rows = dy.at(image, 0, c);
+      const Rows factor = mix.factor.data ? mix.factor.at(image, 0, c) : Rows{};
+      run.pack(piece(dy_rows, dy.rows, count, {}, factor), dout);
+      if (du.data) {
+        last(into_last, blocks, out, panel);
+        run.unpack(out, piece(du.at(image, 0, c), dy.rows, count, {}, dy_rows));
+      }
+      last.backward(dout, blocks, dinner, panel, last_turned);
+      if (sum(dscale) != nullptr) {
+        // dy * y summed over the tokens, without y: y is w * x + b.
+        run.dot_rows(into_last, dinner, inner, blocks, sum(dscale) + c);
+        if (last.bias.at(0) != nullptr) {
+          const DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+          run.multiply({{last.bias.at(0), dtype, last.N, 1, last.N},
+                        dout,
+                        nullptr,
+                        sum(dscale) + c,
+                        1,
+                        last.N,
+                        blocks,
+                        Activation::kNone,
+                        true,
+                        panel});
+        }
+      }
+      if (mix.scale.at(c) != nullptr) {
+        run.scale_lanes(dout, last.N, blocks, mix.scale.at(c));
+        run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
+      }
+      if (two) {
+        sum_gradients(dout, last.N, into_last, inner, count, sum(dw2), sum(db2), turned, panel);
+        run.activate_backward(first.activation, inside, hidden * blocks * run.lanes, dinner);
+        sum_gradients(dinner, hidden, in, first.K, count, sum(dw1), sum(db1), turned, panel);
+        if (dx.data) {
+          const Transfer<Acc> to = piece(dx.at(image, 0, c), x.rows, count, {}, {});
+          first.backward(dinner, blocks, nullptr, panel, first_turned, &to);
+        }
+      } else {
+        sum_gradients(dout, last.N, in, inner, count, sum(dw1), sum(db1), turned, panel);
+        if (dx.data) run.unpack(dinner, piece(dx.at(image, 0, c), x.rows, count, {}, {}));
+      }
+    }
+  });
+}
+
+// With a norm, dnormed is memory for its gradient; without, that is x's.
+template <class Acc>
+void run_backward(const Mixture<Acc>& mix, const std::string& norm, const Wanted& wanted) {
+  if (norm == "none") return mix_backward(mix, wanted.x, wanted);
+  if (!wanted.x && !wanted.norm_weight && !wanted.norm_bias) {
+    return mix_backward(mix, std::nullopt, wanted);
+  }
+  constexpr auto dtype = std::is_same_v<Acc, double> ? torch::headeronly::ScalarType::Double
+                                                     : torch::headeronly::ScalarType::Float;
+  const Tensor dnormed = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), dtype);
+  mix_backward(mix, dnormed, wanted);
+  norm_backward(mix, Images::of(dnormed, Acc{}, "dnormed"), wanted);
+}
+
+void token_linear_backward(const Gradients& to, const Tensor& dy, const Tensor& given,
+                           const std::string& norm, const OptionalTensor& norm_weight,
+                           const OptionalTensor& norm_bias, double eps, const Tensor& weight,
+                           const OptionalTensor& bias, const OptionalTensor& scale) {
+  STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
+  with_accumulator(given, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Images x = Images::of(given, zero, "x");
+    run_backward<Acc>({Images::of(dy, zero, "dy"),
+                       x,
+                       {x, norm, norm_weight, norm_bias, eps},
+                       {{weight, bias}},
+                       {scale, x.columns, "scale"},
+                       {given}},
+                      norm, {to[0], to[1], to[2], {{to[3], to[4]}}, to[5], {}});
+  });
+}
+
+void token_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& given,
+                        const std::string& norm, const OptionalTensor& norm_weight,
+                        const OptionalTensor& norm_bias, double eps, const Tensor& w1,
+                        const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                        const std::string& activation, const OptionalTensor& scale) {
+  STD_TORCH_CHECK(to.size() == 8, "8 gradients are wanted, got ", to.size());
+  with_accumulator(given, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Images x = Images::of(given, zero, "x");
+    run_backward<Acc>({Images::of(dy, zero, "dy"),
+                       x,
+                       {x, norm, norm_weight, norm_bias, eps},
+                       {{w1, b1, activation_of(activation)}, {w2, b2}},
+                       {scale, x.columns, "scale"},
+                       {given}},
+                      norm, {to[0], to[1], to[2], {{to[3], to[4]}, {to[5], to[6]}}, to[7], {}});
+  });
+}
+
+void token_gate_backward(const Gradients& to, const Tensor& dy, const Tensor& u,
+                         const Tensor& given, const std::string& norm,
+                         const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                         double eps, const Tensor& weight, const OptionalTensor& bias) {
+  STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
+  with_accumulator(given, [&](auto zero) {
+    using Acc = decltype(zero);
+    const Images x = Images::of(given, zero, "v");
+    check_shape(u, {dy.size(0), dy.size(1), dy.size(2)}, "u");
+    run_backward<Acc>({Images::of(dy, zero, "dy"),
+                       x,
+                       {x, norm, norm_weight, norm_bias, eps},
+                       {{weight, bias}},
+                       {{}, x.columns, "scale"},
+                       Images::of(u, zero, "u")},
+                      norm, {to[1], to[2], to[3], {{to[4], to[5]}}, {}, to[0]});
+  });
+}
+
+}  // namespace
+}  // namespace shiftmlp
+
+STABLE_TORCH_LIBRARY_IMPL(shiftmlp_cpu, CPU, m) {
+  m.impl("token_linear_backward", TORCH_BOX(&shiftmlp::token_linear_backward));
+  m.impl("token_mlp_backward", TORCH_BOX(&shiftmlp::token_mlp_backward));
+  m.impl("token_gate_backward", TORCH_BOX(&shiftmlp::token_gate_backward));
+}

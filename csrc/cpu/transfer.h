@@ -1,0 +1,73 @@
+// One register on its way between a tile and memory.
+#pragma once
+
+#include "vector.h"
+
+namespace shiftmlp {
+namespace {
+
+template <class Acc, class Count>
+SHIFTMLP_INLINE V<Acc> load_rows(Rows x, int64_t row, int64_t column, Count count) {
+  V<Acc> v;
+  with_element<Acc>(x.dtype, [&](auto as) __attribute__((always_inline)) {
+    v = load<Acc>(element(x.data, as) + row * x.stride + column, count);
+  });
+  return v;
+}
+
+SHIFTMLP_INLINE bool within(int64_t, All, int64_t) { return true; }
+SHIFTMLP_INLINE bool within(int64_t row, int64_t count, int64_t rows) {
+  return row < rows && count > 0;
+}
+
+// norm(v) * scale * factor of a piece of a row: `count` elements from a column on, or All.
+template <class Acc, class Count>
+SHIFTMLP_INLINE V<Acc> transformed(const Transfer<Acc>& t, V<Acc> v, int64_t row, int64_t column,
+                                   Count count) {
+  const Norm<Acc>& norm = t.norm;
+  if (norm.mean != nullptr) v = (v - norm.mean[row]) * norm.rstd[row];
+  if (norm.weight != nullptr) v *= load<Acc>(norm.weight + column, count);
+  if (norm.bias != nullptr) v += load<Acc>(norm.bias + column, count);
+  if (t.scale != nullptr) v *= load<Acc>(t.scale + column, count);
+  if (t.factor.data != nullptr) v *= load_rows<Acc>(t.factor, row, column, count);
+  return v;
+}
+
+constexpr int64_t kAhead = 8;
+
+// Into the cache with the columns of a block.
+template <class Acc>
+SHIFTMLP_INLINE void fetch(Rows x, int64_t row, int64_t column) {
+  with_element<Acc>(x.dtype, [&](auto as) __attribute__((always_inline)) {
+    const auto* at = element(x.data, as) + row * x.stride + column;
+    for (int i = 0; i < kLanes<Acc>; i += 64 / sizeof(*at)) __builtin_prefetch(at + i);
+  });
+}
+
+// Calls f with a copy of which the compiler knows what it lacks: to ask for every register costs as
+// much as the arithmetic.
+template <class Acc, class F>
+SHIFTMLP_INLINE void with_known(const Transfer<Acc>& t, const F& f) {
+  const Norm<Acc>& norm = t.norm;
+  const bool normed = norm.mean != nullptr || norm.weight != nullptr || norm.bias != nullptr;
+  if (t.factor.data == nullptr && !normed) {
+    f(Transfer<Acc>{t.memory, t.rows, t.columns, t.turned, {}, t.scale, {}, t.residual});
+  } else if (t.factor.data == nullptr && t.scale == nullptr) {
+    f(Transfer<Acc>{t.memory, t.rows, t.columns, t.turned, norm, nullptr, {}, t.residual});
+  } else {
+    f(Transfer<Acc>{t});
+  }
+}
+
+// memory = residual + norm(v) * scale * factor
+template <class Acc, class T, class Count>
+SHIFTMLP_INLINE void put(const Transfer<Acc>& to, As<T> as, int64_t row, int64_t column,
+                         Count count, V<Acc> v) {
+  if (!within(row, count, to.rows)) return;
+  v = transformed(to, v, row, column, count);
+  if (to.residual.data != nullptr) v += load_rows<Acc>(to.residual, row, column, count);
+  store<Acc>(element(to.memory.data, as) + row * to.memory.stride + column, v, count);
+}
+
+}  // namespace
+}  // namespace shiftmlp

@@ -1,0 +1,93 @@
+"""Registers the compiled kernels, and what every one of them asks of its arguments."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ._differentiable import DifferentiableOp
+from ._math import at_least_float32
+from ._op import Op, never
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def attach(
+    op: Op, backend: str, launch: Callable, refuses: Callable = never, dtypes=None,
+    slower: Callable = never,
+) -> None:  # fmt: skip
+    """Makes ``launch`` the kernel of ``op`` on "cpu" or "cuda", where its library can run."""
+
+    def refused(*inputs) -> str | None:
+        if reason := _native.why_not(backend):
+            return reason
+        for name, tensor in zip(op.names, inputs, strict=False):
+            if isinstance(tensor, Tensor):
+                if tensor.device.type != backend:
+                    return f"{name} must be on {backend}, got {tensor.device}"
+                if tensor.layout != torch.strided or tensor.is_quantized:
+                    return f"{name} must be dense, got {tensor.dtype} in {tensor.layout}"
+        if backend == "cuda" and (reason := _native.lacks_image(inputs[0].device)):
+            return reason
+        return refuses(*inputs)
+
+    op.kernel(backend, refused, slower, dtypes)(launch)
+
+
+def refuses_mixture(*inputs) -> str | None:
+    """float64 is summed by an engine of its own."""
+    dtypes = {arg.dtype for arg in inputs if isinstance(arg, Tensor)}
+    if torch.float64 in dtypes and len(dtypes) > 1:
+        return f"float64 must not mix with other dtypes, got {sorted(map(str, dtypes))}"
+    return None
+
+
+def slower(*inputs) -> str | None:
+    """PyTorch multiplies bfloat16 in hardware where there is some; the engine widens it."""
+    bf16 = any(isinstance(arg, Tensor) and arg.dtype is torch.bfloat16 for arg in inputs)
+    if bf16 and _native.cpu_features().get("avx512bf16"):
+        return "PyTorch has bfloat16 products on this processor, the kernel has not"
+    return None
+
+
+def images(x: Tensor | None, axes: int = 2) -> Tensor | None:
+    """x with its batch in one axis; a view where there is one."""
+    if x is None or x.dim() == axes + 1:
+        return x
+    return x.reshape(math.prod(x.shape[:-axes]), *x.shape[-axes:])
+
+
+def one_image(x: Tensor | None) -> Tensor | None:
+    """x with all its positions in one axis, below a batch of 1."""
+    return None if x is None else x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def attach_backward(op: DifferentiableOp, launch: Callable, refuses: Callable) -> None:
+    """Makes ``launch(gradients, dy, *saved)`` the "cpu" kernel of ``op``'s backward.
+
+    It fills ``gradients``, in the order of the tensors, None where none is wanted.
+    """
+
+    def backward(dy: Tensor, *args) -> list[Tensor]:
+        *saved, needs = args
+        given = dict(zip(op.saved, saved, strict=True))
+        gradients = [
+            _gradient(op, name, given[name], dy.numel() == 0) if need else None
+            for name, need in zip(op.asked, needs, strict=True)
+        ]
+        if dy.numel():
+            into = zip(op.asked, gradients, strict=True)
+            launch([images(g) if name in op.batched else g for name, g in into], dy, *saved)
+        return [g for g in gradients if g is not None]
+
+    attach(op.backward, "cpu", backward, refuses, FLOATS, slower)
+
+
+def _gradient(op: DifferentiableOp, name: str, tensor: Tensor, empty: bool) -> Tensor:
+    # Data and products keep their dtype; norms and scales sum in float32 at least.
+    kept = name in op.batched or name in op.autocast
+    dtype = tensor.dtype if kept else at_least_float32(tensor.dtype)
+    make = tensor.new_zeros if empty else tensor.new_empty
+    return make(tensor.shape, dtype=dtype)
