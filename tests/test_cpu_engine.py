@@ -34,6 +34,8 @@ for name in sys.argv[1:]:
     for sample in SAMPLES[name].values():
         for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
             args = sample(randn(dtype))
+            if OPS[name].refusal("cpu", *args):
+                continue
             ours, theirs = (OPS[name](*args, backend) for backend in ("cpu", "reference"))
             if dtype in (torch.float32, torch.float64):
                 testing.assert_close_to_rounding(ours, theirs)
@@ -93,14 +95,14 @@ def token_mlp_arguments():
 
 
 def channel_arguments(shift: str | None, B=4, H=16, W=17, C=70, D=270):
-    make = randn(torch.float32)
+    make = randn(torch.bfloat16)
     norm = "layer_norm", make(C), make(C), 1e-6
     linears = make(D, C) / C**0.5, make(D), make(C, D) / D**0.5, make(C)
     return make(B, H, W, C), *norm, *linears, *([shift] if shift else []), "gelu", *norm, make(C)
 
 
 def shift_linear_arguments():
-    make = randn(torch.float32)
+    make = randn(torch.bfloat16)
     return make(4, 16, 17, 70), make(130, 70), make(130), Shift.S2.spec, "gelu", make(130)
 
 
@@ -135,6 +137,8 @@ def test_gradients_of_many_tasks_are_as_good_as_torchs(name, dtype):
     op, args = OPS[name].backward, convert(MANY_TASKS[name](), lambda t: t.to(dtype))
     dy = torch.randn_like(OPS[name](*args, None, "reference"))
     given = dy, *args, [True] * len(OPS[name].asked)
+    if reason := op.refusal("cpu", *given):
+        pytest.skip(reason)
     exact = op(*convert(given, torch.Tensor.double), "reference")
     testing.assert_as_good_as_torch(op(*given, "cpu"), op(*given, "reference"), exact)
 

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, attach_backward, one_image, refuses_mixture, slower
+from .._native import (
+    FLOATS,
+    NOT_FLOAT32,
+    attach,
+    attach_backward,
+    one_image,
+    refuses_mixture,
+    slower,
+)
 from .op import channel_mlp as op
 
 
@@ -31,4 +39,4 @@ def channel_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, slower)
-attach_backward(op, channel_mlp_backward, refuses_mixture)
+attach_backward(op, channel_mlp_backward, refuses_mixture, slower, NOT_FLOAT32)

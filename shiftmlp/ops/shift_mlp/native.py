@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, attach_backward, one_image, refuses_mixture, slower
+from .._native import (
+    FLOATS,
+    NOT_FLOAT32,
+    attach,
+    attach_backward,
+    one_image,
+    refuses_mixture,
+    slower,
+)
 from ..spatial_shift.native import refuses as refuses_shift
 from .op import shift_mlp as op
 
@@ -40,4 +48,4 @@ def shift_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", shift_mlp, refuses, FLOATS, slower)
-attach_backward(op, shift_mlp_backward, refuses_backward)
+attach_backward(op, shift_mlp_backward, refuses_backward, slower, NOT_FLOAT32)

@@ -21,4 +21,4 @@ def token_gate_backward(gradients, dy, u, v, *args) -> None:
 
 
 attach(op, "cpu", token_gate, refuses_mixture, FLOATS, slower)
-attach_backward(op, token_gate_backward, refuses_mixture)
+attach_backward(op, token_gate_backward, refuses_mixture, slower)

@@ -24,4 +24,4 @@ def token_linear_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", token_linear, refuses_mixture, FLOATS, slower)
-attach_backward(op, token_linear_backward, refuses_mixture)
+attach_backward(op, token_linear_backward, refuses_mixture, slower)

@@ -26,4 +26,4 @@ def token_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", token_mlp, refuses_mixture, FLOATS, slower)
-attach_backward(op, token_mlp_backward, refuses_mixture)
+attach_backward(op, token_mlp_backward, refuses_mixture, slower)
