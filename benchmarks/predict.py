@@ -40,8 +40,7 @@ from shiftmlp.ops import _triton  # noqa: E402
 H200 = Roofline(790e12, 4.3e12, *DATA_SHEET["NVIDIA H200"][::3], "measured once")
 MULTIPROCESSORS = 132  # NVIDIA's H100 white paper, SXM; the H200 is the same chip
 CLOCK = 1.7e9  # assumed under load
-# A multiprocessor's room (CUDA programming guide, compute capability 9.0).
-REGISTERS, SHARED, RESERVED, THREADS, BLOCKS = 65536, 233472, 1024, 2048, 32
+ARCH = "sm_90"
 # Clocks of a multiprocessor for one GELU: 19 instructions, of which 2 are MUFU (counted in the
 # sm_90 machine code of ``activate``), at 128 and 16 a clock (CUDA programming guide). A slope is
 # taken to cost the same.
@@ -188,14 +187,12 @@ def moved(args) -> int:
 def compiled_fit(kernel, grid, *args, **constants) -> int:
     """How many programs of the kernel fit on a multiprocessor, by what the compiler gave them."""
     compiled = kernel.warmup(*args, grid=(grid,), **constants)
-    return _fit(compiled.asm["cubin"], compiled.metadata.shared, 32 * compiled.metadata.num_warps)
+    return _fit(compiled.asm["cubin"], compiled.metadata.shared)
 
 
 @functools.cache
-def _fit(cubin: bytes, shared: int, threads: int) -> int:
-    code = read_cubin(cubin, shared)[0]
-    by_registers = REGISTERS // (threads * up(code.registers, 8))
-    return min(by_registers, SHARED // (code.shared + RESERVED), THREADS // threads, BLOCKS)
+def _fit(cubin: bytes, shared: int) -> int:
+    return read_cubin(cubin, shared)[0].resident(ARCH)
 
 
 def call_of(case: Case, batch: int, direction: str):
@@ -260,7 +257,7 @@ def main() -> None:
     options = parser.parse_args()
     if _triton.INTERPRETED:
         parser.error("TRITON_INTERPRET must not be set: an interpreted kernel has no registers")
-    driver.set_active(Target("sm_90"))
+    driver.set_active(Target(ARCH))
     rows = load(options.measured)["rows"] if options.measured else []
     measured = {_key(row): row["share_of_floor"] for row in rows if row["mark"] is None}
     order = [(case, way) for way in ("fwd", "bwd") for case in select(options.ops)]

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from test_bench import quickly  # noqa: F401
 
 from shiftmlp import _native, cli
 from shiftmlp.bench import (
@@ -26,17 +27,6 @@ TINY = cases.Case("token_mlp", "tiny", (("S", 13), ("C", 16), ("D", 8)))
 SHIFT = cases.Case("shift_mlp", "tiny", (("H", 4), ("W", 5), ("C", 16), ("D", 16)))
 GATE = cases.Case("token_gate", "tiny", (("S", 13), ("C", 16)))
 MODEL = ModelCase("s2mlp_deep", (("img_size", 32), ("embed_dim", 16), ("num_blocks", 1)))
-
-
-@pytest.fixture(autouse=True)
-def quickly(monkeypatch):
-    huge = roofline.Roofline(1e13, 1e12, 1e15, 1e15, "test")
-    monkeypatch.setattr(runner, "roofline", lambda *args: huge)
-    monkeypatch.setattr(timers, "SHORTEST_SAMPLE", 1e-4)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def measured(case=TINY, dtype=torch.float32, direction="fwd", against=("eager",), **options):

@@ -32,16 +32,7 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
                            *inner = scratch.take(chunk * lanes);
                        Acc *out = scratch.take(last.N * lanes), *panel = scratch.take(panel_size);
                        Acc* moments = scratch.take(2 * lanes);
-                       const Rows from = x.at(0, position, 0);
-                       engine<Acc>().pack({from,
-                                           count,
-                                           x.columns,
-                                           true,
-                                           norm.of(from, count, x.columns, moments),
-                                           nullptr,
-                                           {},
-                                           {}},
-                                          in);
+                       norm.pack(x.at(0, position, 0), count, x.columns, moments, in);
                        int64_t begin = 0, end;
                        do {
                          end = std::min(begin + chunk, first.N);
@@ -159,16 +150,7 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
         [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
           Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
           Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
-          const Rows from = x.at(0, begin + position, 0);
-          engine<Acc>().pack({from,
-                              count,
-                              x.columns,
-                              true,
-                              norm.of(from, count, x.columns, moments),
-                              nullptr,
-                              {},
-                              {}},
-                             in);
+          norm.pack(x.at(0, begin + position, 0), count, x.columns, moments, in);
           first(in, blocks, hidden, panel);
           engine<Acc>().unpack(
               hidden, {{map + position, dtype, pitch}, D, count, false, {}, nullptr, {}, {}});

@@ -30,6 +30,11 @@ struct ChannelNorm {
     if (layer) engine<Acc>().lane_moments(tile, rows, blocks, eps, moments, rstd);
     return with(moments, rstd);
   }
+  // tile = norm(x), turned.
+  void pack(Rows x, int64_t rows, int64_t columns, Acc* moments, Acc* tile) const {
+    const Norm<Acc> norm = of(x, rows, columns, moments);
+    engine<Acc>().pack({x, rows, columns, true, norm, nullptr, {}, {}}, tile);
+  }
 
  private:
   Norm<Acc> with(const Acc* mean, const Acc* rstd) const {

@@ -8,12 +8,6 @@
 
 namespace shiftmlp {
 
-using Gradients = std::vector<OptionalTensor>;
-
-template <class Acc>
-constexpr auto kScalarType = std::is_same_v<Acc, double> ? torch::headeronly::ScalarType::Double
-                                                         : torch::headeronly::ScalarType::Float;
-
 template <class Acc>
 Images map_of(const Tensor& x, int64_t positions, int64_t channels) {
   return Images::of(torch::stable::reshape(x, {1, positions, channels}), Acc{}, "a map");

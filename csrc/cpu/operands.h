@@ -20,6 +20,11 @@
 namespace shiftmlp {
 
 using OptionalTensor = std::optional<Tensor>;
+using Gradients = std::vector<OptionalTensor>;  // null where none is wanted
+
+template <class Acc>
+constexpr auto kScalarType = std::is_same_v<Acc, double> ? torch::headeronly::ScalarType::Double
+                                                         : torch::headeronly::ScalarType::Float;
 
 const Engines& engines();
 

@@ -6,8 +6,6 @@
 namespace shiftmlp {
 namespace {
 
-using Gradients = std::vector<OptionalTensor>;
-
 struct LinearGradients {
   OptionalTensor w, b;
 };
@@ -164,9 +162,7 @@ void run_backward(const Mixture<Acc>& mix, const std::string& norm, const Wanted
   if (!wanted.x && !wanted.norm_weight && !wanted.norm_bias) {
     return mix_backward(mix, std::nullopt, wanted);
   }
-  constexpr auto dtype = std::is_same_v<Acc, double> ? torch::headeronly::ScalarType::Double
-                                                     : torch::headeronly::ScalarType::Float;
-  const Tensor dnormed = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), dtype);
+  const Tensor dnormed = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), kScalarType<Acc>);
   mix_backward(mix, dnormed, wanted);
   norm_backward(mix, Images::of(dnormed, Acc{}, "dnormed"), wanted);
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import _triton
 from ._triton_math import activate, input_precision, shared_memory, slope, sum_all
-from ._triton_rows import as_rows, column, dense, normalize, row
+from ._triton_rows import affine, as_rows, column, dense, finish, normalize, row
 from ._triton_shift import on_load, on_store, source_of, store_moved
 from .spatial_shift.triton_kernels import move, pixel_of
 
@@ -95,14 +95,8 @@ def linear_kernel(
         if inner_ptr is not None:
             tl.store(inner_ptr + at, acc.to(inner_ptr.dtype.element_ty), mask=within)
         acc = activate(acc, ACTIVATION, EXACT)
-    if post_weight_ptr is not None:
-        acc *= column(post_weight_ptr, n, N)
-    if post_bias_ptr is not None:
-        acc += column(post_bias_ptr, n, N)
-    if scale_ptr is not None:
-        acc *= column(scale_ptr, n, N)
-    if residual_ptr is not None:
-        acc += tl.load(residual_ptr + m * sR + n, mask=within, other=0.0).to(tl.float32)
+    acc = affine(acc, n, N, post_weight_ptr, post_bias_ptr)
+    acc = finish(acc, m, n, M, sR, N, scale_ptr, residual_ptr)
     if VEC is not None:
         store_moved(y_ptr, acc, first, n0, M, H, W, N, DY, DX, SPLIT, BORDER, VEC)
     else:

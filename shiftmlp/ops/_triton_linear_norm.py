@@ -11,15 +11,20 @@ from torch import Tensor
 
 from . import _triton
 from ._triton_gemm import HALVES, linear
-from ._triton_math import architecture, norm_backward, sum_all
-from ._triton_rows import as_rows, column, dense, normalize, normalize_rows, row, statistics
+from ._triton_math import architecture, empty, norm_backward, sum_all
+from ._triton_rows import (
+    affine,
+    as_rows,
+    column,
+    dense,
+    finish,
+    normalize,
+    normalize_rows,
+    row,
+    statistics,
+)
 
 MOST = 512  # columns
-
-
-@triton.jit
-def zeros(M: tl.constexpr, N: tl.constexpr):
-    return tl.zeros((M, N), tl.float32)
 
 
 @triton.jit
@@ -32,9 +37,7 @@ def products(
     BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Rows m of ``x @ weight.T`` in float32, a tile for each piece of the N columns."""
-    acc = ()
-    for i in tl.static_range(len(PIECES)):
-        acc = acc + (zeros(BLOCK_M, PIECES[i]),)
+    acc = empty(BLOCK_M, PIECES)
     for k0 in range(0, end, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)[None, :]
         down = k0 + tl.arange(0, BLOCK_K)[:, None]
@@ -96,15 +99,8 @@ def linear_norm_kernel(
     for i in tl.static_range(len(PIECES)):
         n = (n0 + tl.arange(0, PIECES[i]))[None, :]
         within = (m < M) & (n < N)
-        y = (ys[i] - mean) * rstd
-        if norm_weight_ptr is not None:
-            y *= column(norm_weight_ptr, n, N)
-        if norm_bias_ptr is not None:
-            y += column(norm_bias_ptr, n, N)
-        if scale_ptr is not None:
-            y *= column(scale_ptr, n, N)
-        if residual_ptr is not None:
-            y += tl.load(residual_ptr + m * sR + n, mask=within, other=0.0).to(tl.float32)
+        y = affine((ys[i] - mean) * rstd, n, N, norm_weight_ptr, norm_bias_ptr)
+        y = finish(y, m, n, M, sR, N, scale_ptr, residual_ptr)
         tl.store(y_ptr + m * N + n, y.to(y_ptr.dtype.element_ty), mask=within)
         n0 += PIECES[i]
 

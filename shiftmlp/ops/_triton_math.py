@@ -27,6 +27,20 @@ FROM_REGISTERS = (80, 86, 87, 89, 120, 121, "gfx942")
 
 
 @triton.jit
+def zeros(M: tl.constexpr, N: tl.constexpr):
+    return tl.zeros((M, N), tl.float32)
+
+
+@triton.jit
+def empty(M: tl.constexpr, PIECES: tl.constexpr):
+    """Accumulators of M rows whose columns are dealt to pieces."""
+    acc = ()
+    for i in tl.static_range(len(PIECES)):
+        acc = acc + (zeros(M, PIECES[i]),)
+    return acc
+
+
+@triton.jit
 def logistic(x):
     # No exponent is positive, so that nothing overflows.
     e = tl.exp2(-1.4426950408889634 * tl.abs(x))

@@ -48,16 +48,33 @@ def row(ptr, m, M):
 
 
 @triton.jit
-def normalize(x, mean, rstd, n, N: tl.constexpr, mean_ptr, weight_ptr, bias_ptr):
-    """The norm of a tile in float32: a LayerNorm if ``mean_ptr`` is there, else an affine map."""
-    x = x.to(tl.float32)
-    if mean_ptr is not None:
-        x = (x - mean) * rstd
+def affine(x, n, N: tl.constexpr, weight_ptr, bias_ptr):
+    """``x * weight + bias`` of a tile in float32; either may be None."""
     if weight_ptr is not None:
         x *= column(weight_ptr, n, N)
     if bias_ptr is not None:
         x += column(bias_ptr, n, N)
     return x
+
+
+@triton.jit
+def finish(y, m, n, M, sR, N: tl.constexpr, scale_ptr, residual_ptr):
+    """``residual + scale * y`` of a tile in float32; either may be None."""
+    if scale_ptr is not None:
+        y *= column(scale_ptr, n, N)
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + m * sR + n, mask=(m < M) & (n < N), other=0.0)
+        y += residual.to(tl.float32)
+    return y
+
+
+@triton.jit
+def normalize(x, mean, rstd, n, N: tl.constexpr, mean_ptr, weight_ptr, bias_ptr):
+    """The norm of a tile in float32: a LayerNorm if ``mean_ptr`` is there, else an affine map."""
+    x = x.to(tl.float32)
+    if mean_ptr is not None:
+        x = (x - mean) * rstd
+    return affine(x, n, N, weight_ptr, bias_ptr)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -82,10 +99,7 @@ def norm_kernel(
     x = tl.load(x_ptr + m * sX + n, mask=within, other=0.0)
     mean, rstd = row(mean_ptr, m, M), row(rstd_ptr, m, M)
     y = normalize(x, mean, rstd, n, N, mean_ptr, weight_ptr, bias_ptr)
-    if scale_ptr is not None:
-        y *= column(scale_ptr, n, N)
-    if residual_ptr is not None:
-        y += tl.load(residual_ptr + m * sR + n, mask=within, other=0.0).to(tl.float32)
+    y = finish(y, m, n, M, sR, N, scale_ptr, residual_ptr)
     tl.store(y_ptr + m * N + n, y.to(y_ptr.dtype.element_ty), mask=within)
 
 

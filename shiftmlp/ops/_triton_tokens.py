@@ -19,8 +19,10 @@ from ._triton_math import (
     MAX_CHANNELS,
     activate,
     architecture,
+    empty,
     input_precision,
     row_statistics,
+    zeros,
 )
 
 MAX_TOKENS = 208  # of a tile; sums of more do not stay in registers
@@ -64,20 +66,6 @@ def load(o, b, s, c, S: tl.constexpr, C: tl.constexpr):
     if o.mean is not None or o.bias is not None:
         x = tl.where(within, x, 0.0)
     return x
-
-
-@triton.jit
-def zeros(M: tl.constexpr, N: tl.constexpr):
-    return tl.zeros((M, N), tl.float32)
-
-
-@triton.jit
-def empty(M: tl.constexpr, PIECES: tl.constexpr):
-    """Accumulators of M rows for tokens in pieces."""
-    acc = ()
-    for i in tl.static_range(len(PIECES)):
-        acc = acc + (zeros(M, PIECES[i]),)
-    return acc
 
 
 @triton.jit

@@ -6,13 +6,19 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _triton
-from ._triton_math import activate, architecture, input_precision, norm_backward_parts, slope
+from ._triton_math import (
+    activate,
+    architecture,
+    empty,
+    input_precision,
+    norm_backward_parts,
+    slope,
+)
 from ._triton_tokens import (
     NOTHING,
     Operand,
     block,
     dense,
-    empty,
     load,
     mix_tile,
     most,

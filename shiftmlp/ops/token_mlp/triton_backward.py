@@ -10,14 +10,13 @@ import triton
 import triton.language as tl
 
 from .. import _triton
-from .._triton_math import FROM_REGISTERS, activate, architecture, slope
+from .._triton_math import FROM_REGISTERS, activate, architecture, empty, slope, zeros
 from .._triton_tokens import (
     MAX_TOKENS,
     NOTHING,
     Operand,
     block,
     dense,
-    empty,
     held,
     mix,
     operand,
@@ -25,7 +24,6 @@ from .._triton_tokens import (
     place,
     store,
     vector,
-    zeros,
 )
 from .._triton_tokens_backward import (
     adjoint,

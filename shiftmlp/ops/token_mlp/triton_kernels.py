@@ -11,14 +11,13 @@ from torch import Tensor
 
 from .. import _triton
 from .._math import pick, result_dtype
-from .._triton_math import FROM_REGISTERS, activate, architecture, sum_all
+from .._triton_math import FROM_REGISTERS, activate, architecture, empty, sum_all, zeros
 from .._triton_tokens import (
     MAX_TOKENS,
     Operand,
     block,
     channels,
     dense,
-    empty,
     held,
     load,
     mix,
@@ -29,7 +28,6 @@ from .._triton_tokens import (
     refusal,
     store,
     vector,
-    zeros,
 )
 from .._triton_tokens_backward import weight_gradient
 from .triton_backward import hidden_backward
