@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 import shiftmlp
 from shiftmlp import Affine, Shift, testing
 from shiftmlp import functional as SF
-from shiftmlp.ops import FORWARD
+from shiftmlp.ops import FORWARD, OPS
 
 SUBSETS = [
     pytest.param(op.name, chosen, id=f"{op.name}-{options.label(chosen)}")
@@ -35,12 +35,12 @@ def leaves(chosen, dtype=torch.float64) -> dict:
     return options.tensors(chosen, lambda *shape: make(*shape).requires_grad_())
 
 
-def as_function(name, chosen, made):
+def as_function(name, chosen, made, backend="reference"):
     """The functional as a function of its tensors alone."""
 
     def function(*tensors):
         given = dict(zip(made, tensors, strict=True))
-        return getattr(SF, name)(**options.arguments(chosen, given))
+        return getattr(SF, name)(**options.arguments(chosen, given), backend=backend)
 
     return function
 
@@ -184,11 +184,12 @@ def test_forward_mode_raises(name, chosen):
     function(*tensors)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize(("name", "chosen"), FULL)
-def test_torch_func_transforms(name, chosen):
+def test_torch_func_transforms(name, chosen, backend):
     """vmap over the batch, over a weight, and per-sample gradients: each equals a loop."""
     made = {key: t.detach() for key, t in leaves(chosen).items()}
-    function = as_function(name, chosen, made)
+    function = as_function(name, chosen, made, backend)
     stacked = tuple(torch.stack([t, 2 * t, -t]) for t in made.values())
     loop = torch.stack([function(*parts) for parts in zip(*stacked, strict=True)])
     testing.assert_close_to_rounding(torch.vmap(function)(*stacked), loop)
@@ -240,11 +241,12 @@ def test_backward_op_called_on_leaves_says_what_to_do():
         torch.ops.shiftmlp.spatial_shift_backward(dy, Shift.S2.spec, [True], "auto")
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
-def test_frozen_and_checkpointed(op):
+def test_frozen_and_checkpointed(op, backend):
     chosen = options.subsets(op.name)[-1]
     made = leaves(chosen)
-    function = as_function(op.name, chosen, made)
+    function = as_function(op.name, chosen, made, backend)
     y = function(*made.values())
     wanted = torch.autograd.grad(y.square().sum(), made.values())
     with torch.inference_mode():
@@ -252,3 +254,17 @@ def test_frozen_and_checkpointed(op):
     again = torch.utils.checkpoint.checkpoint(function, *made.values(), use_reentrant=False)
     got = torch.autograd.grad(again.square().sum(), made.values())
     testing.assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize(("name", "chosen"), FULL)
+def test_where_the_reference_is_fastest_pytorch_differentiates_it(name, chosen):
+    """And keeps what the op's own backward would compute again."""
+    made = leaves(chosen)  # float64, for which "auto" means the reference
+    y, other = (as_function(name, chosen, made, b)(*made.values()) for b in ("auto", "reference"))
+    testing.assert_same_bits(y, other)
+    function = OPS[name].function.__name__
+    if name != "spatial_shift":
+        assert type(other.grad_fn).__name__ == f"{function}Backward" != type(y.grad_fn).__name__
+    dy = torch.randn_like(y)
+    got, wanted = (torch.autograd.grad(out, made.values(), dy) for out in (y, other))
+    testing.assert_close_to_rounding(got, wanted)

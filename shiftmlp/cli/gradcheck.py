@@ -12,6 +12,7 @@ from .. import functional as SF
 from .._settings import BACKENDS
 from ..accelerate._table import print_table
 from ..norm import Affine, LayerNorm
+from ..ops._op import ELSEWHERE, ON_A_GPU
 from ..shift import Shift
 from ._console import Progress, UserError, add_json, save_json
 
@@ -37,7 +38,7 @@ VARIANTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("ops", nargs="*", metavar="OP", help=f"of {', '.join(INPUTS)}; all if none is named")
-    add("--backend", choices=BACKENDS, default="auto")
+    add("--backend", choices=BACKENDS[1:], help="default: each that serves the device")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--samples", type=int, default=1, help="random inputs for each case (default 1)")
     add("--seed", type=int, default=0)
@@ -51,30 +52,32 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"no op is named {unknown[0]!r}; there are {', '.join(INPUTS)}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda, but PyTorch finds no GPU")
-    cases = [(op, name) for op in args.ops or INPUTS for name in variants(op)]
+    serving = ON_A_GPU if args.device == "cuda" else ELSEWHERE
+    backends = [args.backend] if args.backend else serving
+    ops = args.ops or INPUTS
+    cases = [(op, backend, name) for op in ops for backend in backends for name in variants(op)]
     rows = []
     try:
         with Progress("gradcheck", len(cases)) as progress:
-            for op, name in cases:
-                rows.append({"op": op, "case": name, "result": check(op, name, args)})
-                progress.step(f"{op} ({name}): {rows[-1]['result']}")
+            for op, backend, name in cases:
+                result = check(op, backend, name, args)
+                rows.append({"op": op, "backend": backend, "case": name, "result": result})
+                progress.step(f"{op} ({backend}, {name}): {result}")
     finally:
-        cells = [[str(value) for value in row.values()] for row in rows]
-        print_table(
-            f"gradcheck in float64, backend {args.backend}", ["op", "case", "result"], cells
-        )
-    save_json(args.json, {"backend": args.backend, "rows": rows})
+        cells = [list(row.values()) for row in rows]
+        print_table("gradcheck in float64", ["op", "backend", "case", "result"], cells)
+    save_json(args.json, {"rows": rows})
     results = [row["result"] for row in rows]
     return 0 if "ok" in results and not any(r.startswith("WRONG") for r in results) else 1
 
 
-def check(op: str, variant: str, args: argparse.Namespace) -> str:
+def check(op: str, backend: str, variant: str, args: argparse.Namespace) -> str:
     """ "ok", "WRONG: ..." or "refused: ..."."""
     for sample in range(args.samples):
         generator = torch.Generator().manual_seed(args.seed + sample)
         names, tensors = inputs(op, variant, generator, args.device)
         try:
-            torch.autograd.gradcheck(_function(op, variant, names, args.backend), tensors)
+            torch.autograd.gradcheck(_function(op, variant, names, backend), tensors)
         except NotImplementedError as error:
             return f"refused: {str(error).splitlines()[0]}"
         except GradcheckError as error:

@@ -50,13 +50,33 @@ class DifferentiableOp(Op):
     def _autograd(self, *args):
         if forward_ad._current_level >= 0:
             self._refuse_tangents(args)
-        if torch.is_grad_enabled() and _any_requires_grad(*args):
+        *inputs, backend = args
+        differentiated = torch.is_grad_enabled() and _any_requires_grad(*args)
+        watched = torch._C._len_torch_dispatch_stack() != 0
+        if (
+            backend == "auto"
+            and (torch.compiler.is_compiling() or (differentiated and not watched))
+            and self._is_left_to_pytorch(inputs, differentiated)
+        ):
+            return self.kernels["reference"][0](*inputs)
+        if differentiated:
             if torch._C._are_functorch_transforms_active():
                 with enable_single_level_autograd_function():
                     return self._single_level.apply(*args)
             return self._single_level.apply(*args)
         with _AutoDispatchBelowAutograd():
             return self.overload(*args)
+
+    def _is_left_to_pytorch(self, inputs, differentiated: bool) -> bool:
+        """Whether the reference serves best as plain PyTorch code, which keeps what our backward
+        would compute again, and which torch.compile fuses with its neighbours."""
+        backend = self.fastest(*inputs)
+        if backend == "reference" or not differentiated:
+            return backend == "reference"
+        given = dict(zip(self.names, inputs, strict=False))
+        _, _, slower = self.backward.kernels[backend]
+        # The result's gradient is not there yet; it will be of the dtype of what is mixed.
+        return slower(inputs[0], *(given[name] for name in self.saved), ()) is not None
 
     def _fake_backward(self, dy, *args):
         *saved, needs = args

@@ -1,5 +1,6 @@
 """Registers the compiled kernels, and what every one of them asks of its arguments."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -46,10 +47,44 @@ def refuses_mixture(*inputs) -> str | None:
     return None
 
 
-def slower(*inputs) -> str:
-    """A block trains at PyTorch's speed only where PyTorch has kept the hidden of its MLPs, which
-    our backward computes again; so the kernels of products wait to be asked for by name."""
-    return "measured: whole blocks train slower with it than with unfused PyTorch"
+def loses(op: Op) -> Callable:
+    """The ``slower`` of a product, which competes with a library's."""
+    weight = next(i for i, name in enumerate(op.names) if name in ("weight", "w1"))
+
+    def slower(*inputs) -> str | None:
+        return _slow_engine() or _library_is_fast(inputs[weight].dtype)
+
+    return slower
+
+
+def loses_gradient(op: Op) -> Callable:
+    """The ``slower`` of a product's backward that computes the hidden again."""
+    slower = loses(op)
+
+    def slower_gradient(dy: Tensor, *inputs) -> str | None:
+        if dy.dtype == torch.float32:
+            return "measured: in float32 PyTorch, which keeps the hidden, is faster"
+        return slower(dy, *inputs)
+
+    return slower_gradient
+
+
+@functools.cache
+def _slow_engine() -> str | None:
+    if _native.cpu_engine() == "plain":
+        return "the kernels have no vector instructions for this processor"
+    return None
+
+
+@functools.cache
+def _library_is_fast(dtype: torch.dtype) -> str | None:
+    if dtype == torch.float64:
+        return "float64 is there to check gradients, not to be fast"
+    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "not yet measured against PyTorch's own bfloat16 products on this processor"
+    if dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return "not yet measured against PyTorch's own float16 products on this processor"
+    return None
 
 
 def images(x: Tensor | None, axes: int = 2) -> Tensor | None:

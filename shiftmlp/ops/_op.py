@@ -116,16 +116,20 @@ class Op:
 
     def choose(self, backend: str, *inputs) -> Callable:
         """``backend``'s kernel, or for "auto" the first that can and does not lose."""
-        if backend != "auto":
-            if reason := self.refusal(backend, *inputs):
-                raise NotImplementedError(f"{backend} cannot run {self.name}: {reason}")
-            return self.kernels[backend][0]
+        if backend == "auto":
+            backend = self.fastest(*inputs)
+        elif reason := self.refusal(backend, *inputs):
+            raise NotImplementedError(f"{backend} cannot run {self.name}: {reason}")
+        return self.kernels[backend][0]
+
+    def fastest(self, *inputs) -> str:
+        """The backend that "auto" means for these inputs."""
         for name in ON_A_GPU if inputs[0].is_cuda else ELSEWHERE:
             if name in self.kernels:
-                launch, refuses, slower = self.kernels[name]
+                _, refuses, slower = self.kernels[name]
                 # What is slower mostly knows so at once; what refuses has looked at every tensor.
                 if slower(*inputs) is None and refuses(*inputs) is None:
-                    return launch
+                    return name
         told = "\n".join(f"  {name}: {reason}" for name, reason in self.explain(*inputs).items())
         raise NotImplementedError(f"no kernel of {self.name} takes these inputs:\n{told}")
 

@@ -119,6 +119,8 @@ def weight_gradient_tile(T: int, S: int, C: int, dtype: torch.dtype, arch) -> tu
     BLOCK_S = sum(tile["PIECES"])
     if arch in (80, 86, 87, 89) and BLOCK_S == 96:
         tile["num_stages"] = 2  # three chunks in flight spill
+    if arch in (120, 121):
+        tile["maxnreg"] = 255  # or ptxas spills a few to make room for a second program
     tiles = triton.cdiv(T, tile["BLOCK_T"]) * triton.cdiv(S, BLOCK_S)
     return tile | {"BLOCK_S": BLOCK_S}, tiles
 

@@ -9,9 +9,10 @@ from .._native import (
     NOT_FLOAT32,
     attach,
     attach_backward,
+    loses,
+    loses_gradient,
     one_image,
     refuses_mixture,
-    slower,
 )
 from .op import channel_mlp as op
 
@@ -38,5 +39,5 @@ def channel_mlp_backward(gradients, dy, x, *args) -> None:
     )
 
 
-attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, slower)
-attach_backward(op, channel_mlp_backward, refuses_mixture, slower, NOT_FLOAT32)
+attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, loses(op))
+attach_backward(op, channel_mlp_backward, refuses_mixture, loses_gradient(op.backward), NOT_FLOAT32)

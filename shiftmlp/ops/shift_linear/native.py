@@ -9,9 +9,10 @@ from .._native import (
     NOT_FLOAT32,
     attach,
     attach_backward,
+    loses,
+    loses_gradient,
     one_image,
     refuses_mixture,
-    slower,
 )
 from ..spatial_shift.native import refuses as refuses_shift
 from .op import shift_linear as op
@@ -40,5 +41,7 @@ def shift_linear_backward(gradients, dy, x, *args) -> None:
     torch.ops.shiftmlp_cpu.shift_linear_backward([one_image(dx), *rest], one_image(dy), x, *args)
 
 
-attach(op, "cpu", shift_linear, refuses, FLOATS, slower)
-attach_backward(op, shift_linear_backward, refuses_backward, slower, NOT_FLOAT32)
+attach(op, "cpu", shift_linear, refuses, FLOATS, loses(op))
+attach_backward(
+    op, shift_linear_backward, refuses_backward, loses_gradient(op.backward), NOT_FLOAT32
+)

@@ -9,9 +9,10 @@ from .._native import (
     NOT_FLOAT32,
     attach,
     attach_backward,
+    loses,
+    loses_gradient,
     one_image,
     refuses_mixture,
-    slower,
 )
 from ..spatial_shift.native import refuses as refuses_shift
 from .op import shift_mlp as op
@@ -47,5 +48,5 @@ def shift_mlp_backward(gradients, dy, x, *args) -> None:
     )
 
 
-attach(op, "cpu", shift_mlp, refuses, FLOATS, slower)
-attach_backward(op, shift_mlp_backward, refuses_backward, slower, NOT_FLOAT32)
+attach(op, "cpu", shift_mlp, refuses, FLOATS, loses(op))
+attach_backward(op, shift_mlp_backward, refuses_backward, loses_gradient(op.backward), NOT_FLOAT32)

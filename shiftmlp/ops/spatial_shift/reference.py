@@ -65,7 +65,7 @@ class _Axis:
 
 
 def _by_runs(function, x: Tensor, shift: Shift) -> Tensor:
-    runs = shift.runs(x.shape[-1])
+    runs = shift.runs(int(x.shape[-1]))  # a compiled program is for these channels
     parts = [function(x[..., begin:end], step, shift.border) for begin, end, *step in runs]
     return torch.cat(parts, -1) if parts else x.clone()
 

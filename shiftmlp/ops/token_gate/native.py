@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._native import FLOATS, attach, attach_backward, images, refuses_mixture, slower
+from .._native import FLOATS, attach, attach_backward, images, loses, refuses_mixture
 from .op import token_gate as op
 
 
@@ -20,5 +20,5 @@ def token_gate_backward(gradients, dy, u, v, *args) -> None:
     torch.ops.shiftmlp_cpu.token_gate_backward(gradients, images(dy), images(u), images(v), *args)
 
 
-attach(op, "cpu", token_gate, refuses_mixture, FLOATS, slower)
-attach_backward(op, token_gate_backward, refuses_mixture, slower)
+attach(op, "cpu", token_gate, refuses_mixture, FLOATS, loses(op))
+attach_backward(op, token_gate_backward, refuses_mixture, loses(op.backward))

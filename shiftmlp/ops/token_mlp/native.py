@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, attach_backward, images, refuses_mixture, slower
+from .._native import FLOATS, attach, attach_backward, images, loses, refuses_mixture
 from .op import token_mlp as op
 
 
@@ -25,5 +25,5 @@ def token_mlp_backward(gradients, dy, x, *args) -> None:
     torch.ops.shiftmlp_cpu.token_mlp_backward(gradients, images(dy), images(x), *args)
 
 
-attach(op, "cpu", token_mlp, refuses_mixture, FLOATS, slower)
-attach_backward(op, token_mlp_backward, refuses_mixture, slower)
+attach(op, "cpu", token_mlp, refuses_mixture, FLOATS, loses(op))
+attach_backward(op, token_mlp_backward, refuses_mixture, loses(op.backward))
