@@ -135,23 +135,32 @@ void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block
   });
 }
 
+// Rows n ... n + rows of a product, at most R, for one block: f(bias, out) makes them as a tile.
+template <int R, class Acc, class F>
+SHIFTMLP_INLINE void finish_rows(const Product<Acc>& product, int64_t n, int64_t rows,
+                                 int64_t block, const F& f) {
+  alignas(64) Acc piece[R * kLanes<Acc>];
+  const Transfer<Acc>* to = product.to;
+  if (to != nullptr) fetch_rows(*to, n, rows, block);
+  Acc* out = to ? piece : product.out + (block * product.N + n) * kLanes<Acc>;
+  f(product.bias == nullptr ? nullptr : product.bias + n, out);
+  if (product.activation != Activation::kNone) {
+    activate_all(product.activation, out, rows * kLanes<Acc>, out);
+  }
+  if (to != nullptr) put_rows(*to, n, rows, block, out);
+}
+
 template <class Acc>
 void multiply(const Product<Acc>& product) {
   const int64_t K = product.K, N = product.N;
-  alignas(64) Acc piece[kRows * kLanes<Acc>];
   for (int64_t n = 0; n < N; n += kRows) {
     const int64_t rows = N - n < kRows ? N - n : kRows;
     Panel<Acc> panel = panel_of(product, n, rows);
     for (int64_t block = 0; block < product.blocks; ++block, panel.ahead = 0) {
-      if (product.to != nullptr) fetch_rows(*product.to, n, rows, block);
       const Acc* right = product.right + block * K * kLanes<Acc>;
-      Acc* out = product.to ? piece : product.out + (block * N + n) * kLanes<Acc>;
-      const Acc* bias = product.bias == nullptr ? nullptr : product.bias + n;
-      multiply_rows<Acc>(rows, panel, right, K, bias, product.accumulate, out);
-      if (product.activation != Activation::kNone) {
-        activate_all(product.activation, out, rows * kLanes<Acc>, out);
-      }
-      if (product.to != nullptr) put_rows(*product.to, n, rows, block, out);
+      finish_rows<kRows>(product, n, rows, block, [&](const Acc* bias, Acc* out) {
+        multiply_rows<Acc>(rows, panel, right, K, bias, product.accumulate, out);
+      });
     }
   }
 }
