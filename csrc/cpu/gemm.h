@@ -160,9 +160,10 @@ void multiply(const Product<Acc>& product) {
     Panel<Acc> panel = panel_of(product, n, rows);
     for (int64_t block = 0; block < product.blocks; ++block, panel.ahead = 0) {
       const Acc* right = product.right + block * K * kLanes<Acc>;
-      finish_rows<kRows>(product, n, rows, block, [&](const Acc* bias, Acc* out) {
-        multiply_rows<Acc>(rows, panel, right, K, bias, product.accumulate, out);
-      });
+      finish_rows<kRows>(product, n, rows, block,
+                         [&](const Acc* bias, Acc* out) __attribute__((always_inline)) {
+                           multiply_rows<Acc>(rows, panel, right, K, bias, product.accumulate, out);
+                         });
     }
   }
 }
