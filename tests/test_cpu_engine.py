@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from guarded import guarded
 from samples import SAMPLES, convert, randn
+from test_kernels import row_pitch, transposed
 
 from shiftmlp import Shift, _native, testing
 from shiftmlp.ops import OPS
@@ -18,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 OBJECTS = sorted(ROOT.glob("build/temp*/_C_cpu/*.o"))
 KERNELS = [op for op in OPS.values() if "cpu" in op.kernels and "spatial" not in op.name]
 NEEDS = {"avx2": ("avx2", "fma", "f16c"), "avx512": ("avx512f", "avx512bw", "avx512vl")}
+NEEDS["avx512_bf16"] = (*NEEDS["avx512"], "avx512bf16")
 
 pytestmark = pytest.mark.skipif(
     _native.why_not("cpu") is not None, reason="the native library is not built"
@@ -46,13 +49,13 @@ print(_native.cpu_engine())
 """
 
 
-@pytest.mark.parametrize("engine", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("engine", ["default", *NEEDS])
 def test_every_engine_agrees_with_the_reference(engine):
     features = _native.cpu_features()
     if missing := [name for name in NEEDS.get(engine, ()) if not features.get(name)]:
         pytest.skip(f"the processor has no {', '.join(missing)}")
     env = os.environ | {
-        "ATEN_CPU_CAPABILITY": engine,
+        "ATEN_CPU_CAPABILITY": engine.removesuffix("avx512_bf16"),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]),
     }
     done = subprocess.run(
@@ -85,6 +88,54 @@ def test_code_of_an_instruction_set_stays_in_its_unit(path):
     if not re.match("engine_avx", path.name):
         code = subprocess.run(["objdump", "-d", path], capture_output=True, text=True).stdout
         assert not re.search(r"%[yz]mm", code)
+
+
+@pytest.mark.parametrize("path", [p for p in OBJECTS if "_bf16" in p.name], ids=lambda p: p.name)
+def test_sums_of_dot_products_stay_in_registers(path):
+    code = subprocess.run(["objdump", "-d", path], capture_output=True, text=True).stdout
+    lines = dict(re.findall(r"^ *([0-9a-f]+):\t(.*)$", code, re.M))
+    places = {address: index for index, address in enumerate(lines)}
+    loops = []
+    for end, line in enumerate(lines.values()):
+        jump = re.search(r"\tj\w+ +([0-9a-f]+)", line)
+        start = places.get(jump[1], end) if jump else end
+        body = list(lines.values())[start:end]
+        if any("vdpbf16ps" in inner for inner in body) and not any("\tj" in i for i in body):
+            loops.append(body)
+    assert max(sum("vdpbf16ps" in line for line in body) for body in loops) == 24
+    assert not [line for body in loops for line in body if "zmm" in line and "%rsp" in line]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", [torch.clone, transposed, row_pitch], ids=lambda f: f.__name__)
+def test_products_of_every_size_are_exact_and_read_no_further(layout, dtype):
+    """Rows and terms to both sides of a pair, a panel and a register; weights beside a page that
+    kills who reads it. Sums of small integers are exact, and the residual keeps them in float32."""
+    for K in (1, 2, 3, 15, 16, 17, 33, 64, 129):
+        for N in (1, 2, 5, 6, 7, 11, 12, 13, 17, 25):
+            x, weight, bias = (
+                torch.randint(-2, 3, shape).to(dtype) for shape in ((2, K, 70), (N, K), (N,))
+            )
+            weight = guarded(layout(weight), "end")
+            args = x, "none", None, None, 0.0, weight, bias, None, torch.zeros(2, N, 70)
+            exact = OPS["token_linear"](*convert(args, torch.Tensor.double), "reference")
+            y = OPS["token_linear"](*args, "cpu")
+            assert torch.equal(y.double(), exact), f"K {K}, N {N}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("given", ["x", "weight"])
+@pytest.mark.parametrize("layout", [torch.clone, transposed], ids=lambda f: f.__name__)
+def test_special_values_of_the_last_of_an_odd_number_of_terms(layout, given, value):
+    make = randn(torch.bfloat16)
+    x, weight = make(1, 7, 70), make(13, 7)
+    {"x": x[0], "weight": weight}[given][-1, -1] = value
+    args = x, "none", None, None, 0.0, layout(weight), None, None, None
+    y = OPS["token_linear"](*args, "cpu")
+    exact = OPS["token_linear"](*convert(args, torch.Tensor.double), "reference")
+    assert torch.equal(y.isnan(), exact.isnan())
+    assert torch.equal(y[y.isinf()].double(), exact[exact.isinf()])
+    assert exact.isfinite().any() and not exact.isfinite().all()
 
 
 def token_mlp_arguments():
@@ -141,6 +192,24 @@ def test_gradients_of_many_tasks_are_as_good_as_torchs(name, dtype):
         pytest.skip(reason)
     exact = op(*convert(given, torch.Tensor.double), "reference")
     testing.assert_as_good_as_torch(op(*given, "cpu"), op(*given, "reference"), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_more_hidden_channels_than_a_chunk_has(dtype):
+    """Sums of parts; and dy itself, in 16 bits, times several blocks of lanes."""
+    op, make = OPS["channel_mlp"], randn(dtype)
+    linears = make(1100, 70) / 8, make(1100), make(70, 1100) / 33, make(70)
+    norm = "none", None, None, 0.0
+    args = make(2, 150, 70), *norm, *linears, "gelu", *norm, None
+    dy = make(2, 150, 70)
+    needs = [True, False, False, True, True, True, True, False, False, False]
+
+    def results(backend, change=torch.clone):
+        y = op(*convert(args, change), None, backend)
+        return [y, *op.backward(change(dy), *convert(args, change), needs, backend)]
+
+    exact = results("reference", torch.Tensor.double)
+    testing.assert_as_good_as_torch(results("cpu"), results("reference"), exact)
 
 
 @pytest.mark.parametrize("name", ["channel_mlp", "shift_linear", "shift_mlp"])

@@ -7,6 +7,12 @@
 namespace shiftmlp {
 namespace {
 
+#ifdef SHIFTMLP_EMULATED
+constexpr bool kEmulated = true;  // for tests: the AVX-512 units are code for every processor
+#else
+constexpr bool kEmulated = false;
+#endif
+
 const Engines& choose() {
   const char* set = std::getenv("ATEN_CPU_CAPABILITY");
   [[maybe_unused]] const std::string_view limit = set == nullptr ? "" : set;
@@ -14,8 +20,15 @@ const Engines& choose() {
   const auto has = [](auto... supported) { return (supported && ...); };
   if (limit != "default") {
     if (limit != "avx2" &&
-        has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
-            __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"))) {
+        (kEmulated ||
+         has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+             __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl")))) {
+#ifdef SHIFTMLP_AVX512_BF16
+      // "avx512" leaves it out: torch's ladder has no step for it.
+      if (limit != "avx512" && (kEmulated || __builtin_cpu_supports("avx512bf16"))) {
+        return *shiftmlp_engines_avx512_bf16();
+      }
+#endif
       return *shiftmlp_engines_avx512();
     }
     if (has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"),

@@ -9,6 +9,11 @@
 
 #include "../dtype.h"
 
+// What the compiler has no instructions for is left out.
+#if defined(__x86_64__) && __has_include(<avx512bf16intrin.h>)
+#define SHIFTMLP_AVX512_BF16
+#endif
+
 namespace shiftmlp {
 
 enum class Activation : int32_t { kNone, kGelu, kGeluTanh, kRelu };
@@ -101,7 +106,8 @@ struct Engines {
 }  // namespace shiftmlp
 
 extern "C" {
-const shiftmlp::Engines* shiftmlp_engines_plain();
-const shiftmlp::Engines* shiftmlp_engines_avx2();
-const shiftmlp::Engines* shiftmlp_engines_avx512();
+const shiftmlp::Engines* shiftmlp_engines_plain() noexcept;
+const shiftmlp::Engines* shiftmlp_engines_avx2() noexcept;
+const shiftmlp::Engines* shiftmlp_engines_avx512() noexcept;
+const shiftmlp::Engines* shiftmlp_engines_avx512_bf16() noexcept;
 }

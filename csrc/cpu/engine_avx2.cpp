@@ -15,7 +15,7 @@
 #define SHIFTMLP_MAX(a, b) _mm256_max_ps(a, b)
 #include "norm_backward.h"
 
-const shiftmlp::Engines* shiftmlp_engines_avx2() {
+const shiftmlp::Engines* shiftmlp_engines_avx2() noexcept {
   using namespace shiftmlp;
   static constexpr Engines engines = {"avx2", kEngine<float>, kEngine<double>};
   return &engines;

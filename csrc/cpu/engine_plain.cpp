@@ -3,7 +3,7 @@
 #define SHIFTMLP_COLUMNS 2
 #include "norm_backward.h"
 
-const shiftmlp::Engines* shiftmlp_engines_plain() {
+const shiftmlp::Engines* shiftmlp_engines_plain() noexcept {
   using namespace shiftmlp;
   static constexpr Engines engines = {"plain", kEngine<float>, kEngine<double>};
   return &engines;
