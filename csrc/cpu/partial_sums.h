@@ -25,7 +25,8 @@ class PartialSums {
     if (result) {
       readable<Acc>(*result, "a gradient");
       STD_TORCH_CHECK(result->numel() == rows * columns && result->is_contiguous(),
-                      "a gradient has a wrong shape");
+                      "a gradient must be contiguous with ", rows * columns, " elements, got ",
+                      result->numel());
     }
     sums_.push_back({result, rows, columns, size_});
     if (result) size_ += ceil_div(columns, kMaxLanes) * kMaxLanes * rows;
