@@ -19,7 +19,7 @@ from shiftmlp import Shift, _native, testing
 from shiftmlp.ops import FORWARD, OPS
 
 ROOT = Path(__file__).parent.parent
-REPEATS = 4  # of 50 that were run once
+REPEATS = 4
 SPECIAL = (float("nan"), float("inf"), -float("inf"))
 
 pytestmark = pytest.mark.skipif(
@@ -62,7 +62,7 @@ def longer(axis):
 
 
 def with_gaps(t):
-    """Values with others between them: no kernel may write to a copy of it, and leave it at that."""
+    """Values with others between them; a kernel that writes to a copy of them has done nothing."""
     return t.repeat_interleave(2, -1)[..., ::2] if t.numel() > 1 else None
 
 

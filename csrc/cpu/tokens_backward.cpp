@@ -83,7 +83,8 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
   const int64_t turned_rows = ceil_div(std::max(first.K, inner), run.lanes) * run.lanes;
   const int64_t again = du.data ? last.N : 0;  // rows of the result, where it is made once more
   const int64_t rows = first.K + 2 * hidden + inner + last.N + again + turned_rows;
-  const Tiling<Acc> tiling(rows);
+  // What is not at hand in a product may lie farther away.
+  const Tiling<Acc> tiling(std::max({first.K, hidden, last.N}));
   const int64_t lanes = tiling.lanes;
   const int64_t panel_size = run.scratch * std::max({first.K, first.N, last.K, last.N, lanes});
   const int64_t memory = rows * lanes + panel_size + 8 * 16;
