@@ -52,15 +52,21 @@ kernels: setup  ## registers, spills, shared memory and matrix instructions of e
 	@$(PY) benchmarks/predict.py
 
 SANITIZE := -fsanitize=address,undefined
-sanitize: export CXXFLAGS = $(SANITIZE) -fno-sanitize-recover=undefined -g -O1
+SANITIZED := PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+  LD_PRELOAD="$$(for l in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$l.so; done | xargs)"
+sanitize: export CXXFLAGS = $(SANITIZE) -fno-sanitize-recover=undefined -g1 -O1
 sanitize: export LDFLAGS = $(SANITIZE)
 sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under AddressSanitizer and UBSan
 	@SHIFTMLP_BUILD=1 SHIFTMLP_CUDA=0 \
 	  $(PY) setup.py -q build --build-base build/sanitize/base --build-lib build/sanitize/lib
-	@LD_PRELOAD="$$(for l in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$l.so; done | xargs)" \
-	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize/lib \
-	  $(PY) -m pytest tests/test_kernels.py tests/test_emulator.py tests/test_primitives.py \
-	  -k "(cpu and not triton and not reference) or (emulator and not planted) or (primitives and not compiles)" $(ARGS)
+	@$(SANITIZED) $(PY) -m pytest tests/test_kernels.py tests/test_memory.py tests/test_cpu_survival.py \
+	  tests/test_cpu_wrong_tensors.py -k "cpu and not triton and not reference and not forked" $(ARGS)
+	@$(SANITIZED) ATEN_CPU_CAPABILITY=default $(PY) -m pytest tests/test_kernels.py \
+	  -k "cpu and not triton and not reference" $(ARGS)
+	@$(SANITIZED) SHIFTMLP_BACKEND=cpu $(PY) -m pytest tests/test_gradients.py $(ARGS)
+	@# Python's own pools would land on marked stacks of fibers that have ended.
+	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_emulator.py tests/test_primitives.py \
+	  -k "(emulator and not planted) or (primitives and not compiles)" $(ARGS)
 
 pictures: setup  ## draws the pictures of the README and its generated tables
 	@$(PY) docs/draw.py

@@ -41,7 +41,7 @@ inline Tensor empty_contiguous(const Tensor& like) {
   return torch::stable::new_empty(like, like.sizes());
 }
 
-inline DType dtype_of(const Tensor& x) {
+inline DType dtype_of(const Tensor& x, const char* name = "x") {
   using torch::headeronly::ScalarType;
   switch (x.scalar_type()) {
     case ScalarType::Half:
@@ -53,7 +53,7 @@ inline DType dtype_of(const Tensor& x) {
     case ScalarType::Double:
       return DType::kFloat64;
     default:
-      STD_TORCH_CHECK(false, "x must be float16, bfloat16, float32 or float64, got ",
+      STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64, got ",
                       torch::headeronly::toString(x.scalar_type()));
   }
 }

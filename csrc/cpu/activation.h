@@ -102,9 +102,9 @@ SHIFTMLP_INLINE V<Acc> slope(V<Acc> x, Activation activation) {
     case Activation::kGeluTanh: {
       const V<Acc> t = tanh_exponent<Acc>(x), e = exp(t < 0 ? t : -t);
       const V<Acc> larger = one / (1 + e), smaller = e * larger;  // sigmoid(t) and sigmoid(-t)
-      const V<Acc> inner = 2 * kSqrtTwoOverPi<Acc> * (1 + 3 * kCubic<Acc> * x * x);
-      // In this order, NaN stands where the reference has it.
-      return (t < 0 ? larger : smaller) + x * (larger * smaller) * inner;
+      // The sigmoid's slope comes first, so that no square of a large x meets its zero.
+      const V<Acc> part = x * (larger * smaller), cubic = 3 * kCubic<Acc> * (part * x * x);
+      return (t < 0 ? larger : smaller) + 2 * kSqrtTwoOverPi<Acc> * (part + cubic);
     }
     default:
       return x > 0 ? V<Acc>{} + one : V<Acc>{};

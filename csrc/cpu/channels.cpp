@@ -64,9 +64,12 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
   const Finish<Acc> finish(result, scale, residual, {kNone, std::nullopt, std::nullopt, 0});
   const Map x(input);
   const DType dtype = readable<Acc>(x.x, "x");
-  STD_TORCH_CHECK(linear.K == x.C && linear.N == finish.y.columns, "weight does not fit");
+  linear.check_rows(x.C);
   const int64_t pixels = int64_t{x.H} * x.W;
-  STD_TORCH_CHECK(x.empty() || x.B * pixels == finish.y.rows, "y has a wrong shape");
+  int64_t positions = 1;
+  for (int64_t dim = 0; dim + 1 < input.dim(); ++dim) positions *= input.size(dim);
+  check_shape(result, {1, positions, linear.N}, "y");
+  if (positions == 0) return;
   const Shift shift = unfitted.within(x.H, x.W);
   const Tiling<Acc> tiling(2 * linear.K + linear.N);
   const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch * linear.K;
@@ -126,6 +129,7 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
                   "H, W and the hidden channels must be at most ", kMaxSide);
   const int64_t pixels = H * W, D = first.N;
   STD_TORCH_CHECK(x.rows % pixels == 0, "H and W do not fit x");
+  if (x.rows == 0) return;
   const ChannelNorm<Acc> norm(norm_args, x.columns);
   const Shift shift = unfitted.within(H, W);
   const std::vector<int32_t> source = sources(shift, H, W);
@@ -191,7 +195,8 @@ void channel_mlp(const Tensor& y, const Tensor& x, const std::string& norm,
   with_accumulator(y, [&](auto zero) {
     using Acc = decltype(zero);
     channel_mlp_as<Acc>(y, x, {norm, norm_weight, norm_bias, eps},
-                        {w1, b1, activation_of(activation)}, {w2, b2},
+                        {w1, b1, activation_of(activation), "w1"},
+                        {w2, b2, Activation::kNone, "w2"},
                         {post_norm, post_norm_weight, post_norm_bias, post_eps}, scale, residual);
   });
 }
@@ -217,8 +222,9 @@ void shift_mlp(const Tensor& y, const Tensor& x, int64_t H, int64_t W, const std
   with_accumulator(y, [&](auto zero) {
     using Acc = decltype(zero);
     shift_mlp_as<Acc>(y, x, H, W, {norm, norm_weight, norm_bias, eps},
-                      {w1, b1, activation_of(activation)}, {w2, b2}, Shift::parse(shift),
-                      {post_norm, post_norm_weight, post_norm_bias, post_eps}, scale, residual);
+                      {w1, b1, activation_of(activation), "w1"}, {w2, b2, Activation::kNone, "w2"},
+                      Shift::parse(shift), {post_norm, post_norm_weight, post_norm_bias, post_eps},
+                      scale, residual);
   });
 }
 

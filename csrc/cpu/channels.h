@@ -15,8 +15,8 @@ struct ChannelNorm {
   ChannelNorm(const NormArgs& args, int64_t channels)
       : layer(args.kind == "layer_norm"),
         eps(args.eps),
-        weight(args.weight, channels, "weight"),
-        bias(args.bias, channels, "bias") {
+        weight(args.weight, channels, "the weight of a norm"),
+        bias(args.bias, channels, "the bias of a norm") {
     STD_TORCH_CHECK(layer || args.kind == "none" || args.kind == "affine", "no norm ", args.kind);
   }
 
@@ -51,7 +51,7 @@ struct Finish {
 
   Finish(const Tensor& result, const OptionalTensor& scale, const OptionalTensor& residual,
          const NormArgs& args)
-      : y(Images::of(result, Acc{}, "y")),
+      : y(Images::result(result, Acc{}, "y")),
         residual(residual ? Images::of(*residual, Acc{}, "residual") : Images{result}),
         norm(args, y.columns),
         scale(scale, y.columns, "scale") {

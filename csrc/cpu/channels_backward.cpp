@@ -18,8 +18,10 @@ struct MapShift {
 
   template <class Acc>
   Images apply(Function function, const Images& x) const {
+    STD_TORCH_CHECK(0 < H && H <= kMaxSide && 0 < W && W <= kMaxSide, "H and W must be 1 to ",
+                    kMaxSide);
     const int64_t pixels = H * W;
-    STD_TORCH_CHECK(H > 0 && W > 0 && x.rows % pixels == 0, "H and W do not fit x");
+    STD_TORCH_CHECK(x.rows % pixels == 0, "H and W do not fit x");
     const Tensor map = torch::stable::reshape(x.x, {x.rows / pixels, H, W, x.columns});
     return map_of<Acc>(function(map, spec), x.rows, x.columns);
   }
@@ -92,7 +94,8 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
   backward(last, dbranch, nullptr, dbranch, &dhidden);
   if (shift) dhidden = shift->apply<Acc>(spatial_shift_backward, dhidden);
   const bool through_norm = wants_normed && norm_args.kind != kNone;
-  const Images dx = to[0] ? Images::of(*to[0], Acc{}, "dx") : x;
+  const Images dx = to[0] ? Images::result(*to[0], Acc{}, "the gradient of x") : x;
+  check_shape(dx.x, {1, x.rows, x.columns}, "the gradient of x");
   const Images dnormed = through_norm ? new_map<Acc>(x, x.columns) : dx;
   backward(first, dhidden, activates ? &inner : nullptr, dhidden,
            wants_normed ? &dnormed : nullptr);
@@ -107,8 +110,12 @@ void linear_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_
   STD_TORCH_CHECK(to.size() == 4, "4 gradients are wanted, got ", to.size());
   const Images dy = Images::of(dy_arg, Acc{}, "dy");
   check_shape(dy.x, {1, dy.rows, linear.N}, "dy");
-  STD_TORCH_CHECK(x_arg.size(-1) == linear.K && x_arg.numel() == dy.rows * linear.K,
-                  "x has a wrong shape");
+  readable<Acc>(x_arg, "x");
+  STD_TORCH_CHECK(
+      x_arg.dim() >= 3 && x_arg.size(-1) == linear.K && x_arg.numel() == dy.rows * linear.K,
+      "x has a wrong shape");
+  const Images dx = to[0] ? Images::result(*to[0], Acc{}, "the gradient of x") : dy;
+  if (to[0]) check_shape(dx.x, {1, dy.rows, linear.K}, "the gradient of x");
   const Images x = map_of<Acc>(spatial_shift(x_arg, shift), dy.rows, linear.K);
   const PositionNorm<Acc> none(x, kNoNorm);
   const bool activates = linear.activation != Activation::kNone;
@@ -129,8 +136,8 @@ void linear_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_
   linear_gradients(dinner, x, none, to[1], to[2]);
   if (to[0]) {
     const Tensor map = torch::stable::reshape(dmoved.x, x_arg.sizes());
-    Tensor dx = torch::stable::reshape(*to[0], x_arg.sizes());
-    torch::stable::copy_(dx, spatial_shift_backward(map, shift));
+    Tensor like_x = torch::stable::reshape(dx.x, x_arg.sizes());
+    torch::stable::copy_(like_x, spatial_shift_backward(map, shift));
   }
 }
 
@@ -144,7 +151,8 @@ void channel_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& x
                           const OptionalTensor& scale) {
   with_accumulator(x, [&](auto zero) {
     mlp_backward<decltype(zero)>(to, dy, x, {norm, norm_weight, norm_bias, eps},
-                                 {w1, b1, activation_of(activation)}, {w2, b2}, std::nullopt,
+                                 {w1, b1, activation_of(activation), "w1"},
+                                 {w2, b2, Activation::kNone, "w2"}, std::nullopt,
                                  {post_norm, post_norm_weight, post_norm_bias, post_eps}, scale);
   });
 }
@@ -169,8 +177,8 @@ void shift_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& x, 
                         const OptionalTensor& scale) {
   with_accumulator(x, [&](auto zero) {
     mlp_backward<decltype(zero)>(to, dy, x, {norm, norm_weight, norm_bias, eps},
-                                 {w1, b1, activation_of(activation)}, {w2, b2},
-                                 MapShift{H, W, shift},
+                                 {w1, b1, activation_of(activation), "w1"},
+                                 {w2, b2, Activation::kNone, "w2"}, MapShift{H, W, shift},
                                  {post_norm, post_norm_weight, post_norm_bias, post_eps}, scale);
   });
 }

@@ -188,6 +188,7 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
   const Engine<Acc>& run = engine<Acc>();
   const int64_t N = dy.columns, K = x.columns;
   check_shape(dw, {N, K}, "the gradient of a weight");
+  readable<Acc>(dw, "the gradient of a weight");
   const int64_t across = ceil_div(K, kSide), squares = ceil_div(N, kSide) * across;
   if (squares == 0) return;
   const int64_t strips = ceil_div(x.rows, kStrip);

@@ -40,13 +40,13 @@ const Engine<Acc>& engine() {
 // with_accumulator(y, [](auto zero) { using Acc = decltype(zero); ... })
 template <class F>
 void with_accumulator(const Tensor& y, const F& f) {
-  dtype_of(y) == DType::kFloat64 ? f(double{}) : f(float{});
+  y.scalar_type() == kScalarType<double> ? f(double{}) : f(float{});
 }
 
 // What an engine that sums in Acc can read; nothing else may reach it.
 template <class Acc>
 DType readable(const Tensor& x, const char* name) {
-  const DType dtype = dtype_of(x);
+  const DType dtype = dtype_of(x, name);
   constexpr bool twofold = std::is_same_v<Acc, double>;
   STD_TORCH_CHECK((dtype == DType::kFloat64) == twofold, name,
                   ": float64 does not mix with other dtypes");
@@ -56,7 +56,13 @@ DType readable(const Tensor& x, const char* name) {
 inline void check_shape(const Tensor& x, std::initializer_list<int64_t> wanted, const char* name) {
   bool same = x.dim() == static_cast<int64_t>(wanted.size());
   for (size_t i = 0; same && i < wanted.size(); ++i) same = x.size(i) == wanted.begin()[i];
-  STD_TORCH_CHECK(same, name, " has a wrong shape");
+  if (same) return;
+  const auto listed = [](const auto& sizes) {
+    std::string all;
+    for (int64_t size : sizes) all += (all.empty() ? "" : ", ") + std::to_string(size);
+    return "(" + all + ")";
+  };
+  STD_TORCH_CHECK(false, name, " must be ", listed(wanted), ", got ", listed(x.sizes()));
 }
 
 constexpr int64_t kMaxLanes = 64;  // of a block, in any engine
@@ -66,10 +72,10 @@ template <class Acc>
 struct Vector {
   std::vector<Acc> values;
 
-  Vector(const OptionalTensor& x, int64_t n, const char* name) {
+  Vector(const OptionalTensor& x, int64_t n, const std::string& name) {
     if (!x) return;
-    check_shape(*x, {n}, name);
-    readable<Acc>(*x, name);
+    check_shape(*x, {n}, name.c_str());
+    readable<Acc>(*x, name.c_str());
     values.resize(n + kMaxLanes);  // as a whole block may be read
     with_type<torch::headeronly::Half, torch::headeronly::BFloat16>(dtype_of(*x), [&](auto type) {
       using T = typename decltype(type)::type;
@@ -99,6 +105,13 @@ struct Images {
     return images;
   }
 
+  // The same of what is written, of which there is no copy.
+  template <class Acc>
+  static Images result(const Tensor& given, Acc zero, const char* name) {
+    STD_TORCH_CHECK(given.is_contiguous(), name, " must be contiguous");
+    return of(given, zero, name);
+  }
+
   // Some rows of one image, from a column on.
   Rows at(int64_t image, int64_t row, int64_t column) const {
     const int64_t offset = image * x.stride(0) + row * x.stride(1) + column;
@@ -121,16 +134,23 @@ struct Linear {
   int64_t N, K;
   Vector<Acc> bias;
   Activation activation;
+  const char* name;
 
-  Linear(const Tensor& weight, const OptionalTensor& b, Activation activation = Activation::kNone)
-      : w(weight),
-        dtype(readable<Acc>(w, "weight")),
+  Linear(const Tensor& weight, const OptionalTensor& b, Activation activation = Activation::kNone,
+         const char* name = "weight")
+      : w(matrix(weight, name)),
+        dtype(readable<Acc>(w, name)),
         N(w.size(0)),
-        K(w.size(-1)),
-        bias(b, N, "bias"),
-        activation(activation) {
-    check_shape(w, {N, K}, "weight");
+        K(w.size(1)),
+        bias(b, N, std::string("the bias of ") + name),
+        activation(activation),
+        name(name) {
     if (w.stride(0) != 1 && w.stride(1) != 1) w = torch::stable::contiguous(w);
+  }
+
+  // Of what it is multiplied by.
+  void check_rows(int64_t rows) const {
+    STD_TORCH_CHECK(K == rows, name, " must have ", rows, " columns, got ", K);
   }
 
   void operator()(const Acc* x, int64_t blocks, Acc* y, Acc* scratch) const {
@@ -186,6 +206,12 @@ struct Linear {
     }
     engine<Acc>().multiply(
         {left, dy, nullptr, dx, K, N, blocks, Activation::kNone, false, scratch, to});
+  }
+
+ private:
+  static const Tensor& matrix(const Tensor& x, const char* name) {
+    STD_TORCH_CHECK(x.dim() == 2, name, " must have 2 dimensions, got ", x.dim());
+    return x;
   }
 };
 

@@ -13,19 +13,18 @@ template <class Acc>
 class PartialSums {
  public:
   static constexpr int64_t kWorkPerPart = 1 << 28, kMaxParts = 16;
+  static constexpr int64_t kWorkPerNumber = 1 << 8;  // which repays another part's number
 
   // For `tasks` of `work` multiply-adds each.
-  PartialSums(int64_t tasks, int64_t work)
-      : tasks_(tasks), parts_(std::clamp<int64_t>(tasks * work / kWorkPerPart, 1, kMaxParts)) {
-    parts_ = std::min(parts_, std::max<int64_t>(tasks, 1));
-  }
+  PartialSums(int64_t tasks, int64_t work) : tasks_(tasks), work_(tasks * work) {}
 
   // A result (rows, columns), or (columns,); returns its handle. Without a tensor there is no sum.
   int64_t add(const OptionalTensor& result, int64_t rows, int64_t columns) {
     if (result) {
       readable<Acc>(*result, "a gradient");
       STD_TORCH_CHECK(result->numel() == rows * columns && result->is_contiguous(),
-                      "a gradient has a wrong shape");
+                      "a gradient must be contiguous with ", rows * columns, " elements, got ",
+                      result->numel());
     }
     sums_.push_back({result, rows, columns, size_});
     if (result) size_ += ceil_div(columns, kMaxLanes) * kMaxLanes * rows;
@@ -35,19 +34,22 @@ class PartialSums {
   // Calls f(begin, end, sums) for the tasks of every part, where sums(handle) is a tile or null.
   template <class F>
   void run(const F& f) {
-    Scratch<Acc> memory(parts_ * size_ + 16);
-    Acc* const all = memory.take(parts_ * size_);
-    parallel(parts_, kWorkPerPart, [&](int64_t begin, int64_t end) {
+    const int64_t most = std::clamp<int64_t>(tasks_, 1, kMaxParts);
+    const int64_t parts =
+        std::clamp<int64_t>(work_ / std::max(kWorkPerPart, kWorkPerNumber * size_), 1, most);
+    Scratch<Acc> memory(parts * size_ + 16);
+    Acc* const all = memory.take(parts * size_);
+    parallel(parts, kWorkPerPart, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         Acc* const own = all + part * size_;
         std::memset(own, 0, size_ * sizeof(Acc));
-        f(part * tasks_ / parts_, (part + 1) * tasks_ / parts_, [&](int64_t handle) {
+        f(part * tasks_ / parts, (part + 1) * tasks_ / parts, [&](int64_t handle) {
           return sums_[handle].result ? own + sums_[handle].offset : nullptr;
         });
       }
     });
-    for (int64_t step = 1; step < parts_; step *= 2) {
-      for (int64_t part = 0; part + step < parts_; part += 2 * step) {
+    for (int64_t step = 1; step < parts; step *= 2) {
+      for (int64_t part = 0; part + step < parts; part += 2 * step) {
         Acc *const to = all + part * size_, *const from = to + step * size_;
         for (int64_t i = 0; i < size_; ++i) to[i] += from[i];
       }
@@ -65,7 +67,7 @@ class PartialSums {
     OptionalTensor result;
     int64_t rows, columns, offset;
   };
-  int64_t tasks_, parts_, size_ = 0;
+  int64_t tasks_, work_, size_ = 0;
   std::vector<Sum> sums_;
 };
 

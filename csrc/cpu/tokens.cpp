@@ -10,9 +10,11 @@ template <class Acc>
 void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
          const std::vector<Linear<Acc>>& layers, const OptionalTensor& scale_args,
          const OptionalTensor& factor_args, const OptionalTensor& residual_args) {
-  const Images y = Images::of(result, Acc{}, "y"), x = Images::of(input, Acc{}, "x");
+  const Images y = Images::result(result, Acc{}, "y"),
+               x = Images::of(input, Acc{}, factor_args ? "v" : "x");
   const Linear<Acc>&first = layers.front(), &last = layers.back();
-  STD_TORCH_CHECK(x.rows == first.K, "weights do not fit x");
+  first.check_rows(x.rows);
+  if (layers.size() > 1) last.check_rows(first.N);
   check_shape(result, {x.count, last.N, x.columns}, "y");
   const auto like_y = [&](const OptionalTensor& given, const char* name) {
     if (!given) return Images{result};
@@ -76,7 +78,8 @@ void token_mlp(const Tensor& y, const Tensor& x, const std::string& norm,
   with_accumulator(y, [&](auto zero) {
     using Acc = decltype(zero);
     mix<Acc>(y, x, {norm, norm_weight, norm_bias, eps},
-             {{w1, b1, activation_of(activation)}, {w2, b2}}, scale, {}, residual);
+             {{w1, b1, activation_of(activation), "w1"}, {w2, b2, Activation::kNone, "w2"}}, scale,
+             {}, residual);
   });
 }
 

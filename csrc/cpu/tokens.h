@@ -11,7 +11,9 @@ class TokenNorm {
  public:
   TokenNorm(const Images& x, const std::string& kind, const OptionalTensor& weight,
             const OptionalTensor& bias, double eps)
-      : rows_(x.rows), weight_(weight, x.columns, "weight"), bias_(bias, x.columns, "bias") {
+      : rows_(x.rows),
+        weight_(weight, x.columns, "the weight of a norm"),
+        bias_(bias, x.columns, "the bias of a norm") {
     STD_TORCH_CHECK(kind == "none" || kind == "affine" || kind == "layer_norm", "no norm ", kind);
     if (kind != "layer_norm") return;
     const int64_t tokens = x.count * x.rows;

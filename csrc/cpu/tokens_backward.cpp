@@ -26,6 +26,14 @@ struct Mixture {
   const Images factor;
 };
 
+// Memory for the gradient of `x`, if it is wanted.
+template <class Acc>
+Images result(const OptionalTensor& gradient, const Images& x, Acc zero, const char* name) {
+  if (!gradient) return {x.x};
+  check_shape(*gradient, {x.count, x.rows, x.columns}, name);
+  return Images::result(*gradient, zero, name);
+}
+
 // The sums over a tile's lanes that make the gradients of w and b: dy * x^T and dy * 1.
 template <class Acc>
 void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t lanes, Acc* dw,
@@ -45,7 +53,7 @@ void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t la
 template <class Acc>
 void norm_backward(const Mixture<Acc>& mix, const Images& dnormed, const Wanted& wanted) {
   const Images& x = mix.x;
-  const Images dx = wanted.x ? Images::of(*wanted.x, Acc{}, "dx") : Images{mix.x};
+  const Images dx = result(wanted.x, x, Acc{}, "the gradient of x");
   PartialSums<Acc> sums(x.count, PartialSums<Acc>::kWorkPerPart);  // many parts: they are short
   const int64_t weight = sums.add(wanted.norm_weight, 1, x.columns);
   const int64_t bias = sums.add(wanted.norm_bias, 1, x.columns);
@@ -65,16 +73,18 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
   const Images &x = mix.x, &dy = mix.dy;
   const Linear<Acc>&first = mix.layers.front(), &last = mix.layers.back();
   const bool two = mix.layers.size() > 1;
-  check_shape(x.x, {x.count, first.K, x.columns}, "x");
+  first.check_rows(x.rows);
+  if (two) last.check_rows(first.N);
   check_shape(dy.x, {x.count, last.N, x.columns}, "dy");
-  const Images dx = dnormed ? Images::of(*dnormed, Acc{}, "dx") : Images{x.x};
-  const Images du = wanted.factor ? Images::of(*wanted.factor, Acc{}, "du") : Images{x.x};
+  const Images dx = result(dnormed, x, Acc{}, "the gradient of x");
+  const Images du = result(wanted.factor, dy, Acc{}, "the gradient of u");
 
   const int64_t hidden = two ? first.N : 0, inner = last.K;
   const int64_t turned_rows = ceil_div(std::max(first.K, inner), run.lanes) * run.lanes;
   const int64_t again = du.data ? last.N : 0;  // rows of the result, where it is made once more
   const int64_t rows = first.K + 2 * hidden + inner + last.N + again + turned_rows;
-  const Tiling<Acc> tiling(rows);
+  // What is not at hand in a product may lie farther away.
+  const Tiling<Acc> tiling(std::max({first.K, hidden, last.N}));
   const int64_t lanes = tiling.lanes;
   const int64_t panel_size = run.scratch * std::max({first.K, first.N, last.K, last.N, lanes});
   const int64_t memory = rows * lanes + panel_size + 8 * 16;
@@ -194,13 +204,14 @@ void token_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& giv
   with_accumulator(given, [&](auto zero) {
     using Acc = decltype(zero);
     const Images x = Images::of(given, zero, "x");
-    run_backward<Acc>({Images::of(dy, zero, "dy"),
-                       x,
-                       {x, norm, norm_weight, norm_bias, eps},
-                       {{w1, b1, activation_of(activation)}, {w2, b2}},
-                       {scale, x.columns, "scale"},
-                       {given}},
-                      norm, {to[0], to[1], to[2], {{to[3], to[4]}, {to[5], to[6]}}, to[7], {}});
+    run_backward<Acc>(
+        {Images::of(dy, zero, "dy"),
+         x,
+         {x, norm, norm_weight, norm_bias, eps},
+         {{w1, b1, activation_of(activation), "w1"}, {w2, b2, Activation::kNone, "w2"}},
+         {scale, x.columns, "scale"},
+         {given}},
+        norm, {to[0], to[1], to[2], {{to[3], to[4]}, {to[5], to[6]}}, to[7], {}});
   });
 }
 
@@ -212,8 +223,9 @@ void token_gate_backward(const Gradients& to, const Tensor& dy, const Tensor& u,
   with_accumulator(given, [&](auto zero) {
     using Acc = decltype(zero);
     const Images x = Images::of(given, zero, "v");
-    check_shape(u, {dy.size(0), dy.size(1), dy.size(2)}, "u");
-    run_backward<Acc>({Images::of(dy, zero, "dy"),
+    const Images from = Images::of(dy, zero, "dy");
+    check_shape(u, {from.count, from.rows, from.columns}, "u");
+    run_backward<Acc>({from,
                        x,
                        {x, norm, norm_weight, norm_bias, eps},
                        {{weight, bias}},
