@@ -157,25 +157,17 @@ void sum_positions(const Images& x, const PositionNorm<Acc>& norm, const Images*
 template <class Acc>
 void norm_gradients(const Images& dy, const Images& x, const PositionNorm<Acc>& norm,
                     const Images* dx, const OptionalTensor& weight, const OptionalTensor& bias) {
-  constexpr int64_t kStrip = 32;  // summed on its own first, as shorter sums err less
-  const int64_t columns = x.columns, padded = ceil_div(columns, kMaxLanes) * kMaxLanes;
+  constexpr int64_t kStrip = 32;
+  const int64_t columns = x.columns;
   PartialSums<Acc> sums(ceil_div(x.rows, kStrip), kStrip * columns * 64);
   const int64_t dweight = sums.add(weight, 1, columns), dbias = sums.add(bias, 1, columns);
   sums.run([&](int64_t begin, int64_t end, const auto& sum) {
-    Scratch<Acc> scratch(2 * padded + 16);
-    Acc* const own[] = {scratch.take(padded), scratch.take(padded)};
-    Acc* const all[] = {sum(dweight), sum(dbias)};
     for (int64_t strip = begin; strip < end; ++strip) {
       const int64_t position = strip * kStrip, count = std::min(kStrip, x.rows - position);
-      std::memset(own[0], 0, 2 * padded * sizeof(Acc));
       engine<Acc>().norm_backward(
           dy.at(0, position, 0),
           {x.at(0, position, 0), count, columns, false, norm.at(position, 0), nullptr, {}, {}},
-          dx == nullptr ? Rows{} : dx->at(0, position, 0), all[0] ? own[0] : nullptr,
-          all[1] ? own[1] : nullptr);
-      for (int i = 0; i < 2; ++i) {
-        for (int64_t c = 0; all[i] != nullptr && c < columns; ++c) all[i][c] += own[i][c];
-      }
+          dx == nullptr ? Rows{} : dx->at(0, position, 0), sum(dweight), sum(dbias));
     }
   });
 }

@@ -6,7 +6,6 @@ from torch import Tensor
 from .._math import result_dtype
 from .._native import (
     FLOATS,
-    NOT_FLOAT32,
     attach,
     attach_backward,
     one_image,
@@ -39,4 +38,4 @@ def channel_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, slower)
-attach_backward(op, channel_mlp_backward, refuses_mixture, slower, NOT_FLOAT32)
+attach_backward(op, channel_mlp_backward, refuses_mixture, slower)

@@ -6,7 +6,6 @@ from torch import Tensor
 from .._math import result_dtype
 from .._native import (
     FLOATS,
-    NOT_FLOAT32,
     attach,
     attach_backward,
     one_image,
@@ -41,4 +40,4 @@ def shift_linear_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", shift_linear, refuses, FLOATS, slower)
-attach_backward(op, shift_linear_backward, refuses_backward, slower, NOT_FLOAT32)
+attach_backward(op, shift_linear_backward, refuses_backward, slower)
