@@ -125,10 +125,9 @@ void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
   const auto put = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
     if (dx != nullptr) run.unpack(tile, at.of<Acc>(*dx, k, rows, {}));
   };
-  const Tensor& w = linear.w;
-  multiply_map<Acc>({w.const_data_ptr(), linear.dtype, w.stride(1), w.stride(0), linear.N},
-                    dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
-                    inner == nullptr ? 1 : 2, load, put);
+  const std::vector<Acc> turned = dx == nullptr ? std::vector<Acc>{} : linear.transposed();
+  multiply_map<Acc>(linear.backward_operand(turned), dx == nullptr ? 0 : linear.K, linear.N,
+                    nullptr, dy.rows, inner == nullptr ? 1 : 2, load, put);
 }
 
 // The sum over the positions of norm(x) * factor, or of norm(x).
