@@ -12,8 +12,6 @@ from ._math import at_least_float32
 from ._op import Op, never
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# For gradients whose float32 sums have not been shown to be as good as PyTorch's.
-NOT_FLOAT32 = (torch.bfloat16, torch.float16, torch.float64)
 
 
 def attach(

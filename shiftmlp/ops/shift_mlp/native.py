@@ -4,14 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import (
-    FLOATS,
-    attach,
-    attach_backward,
-    one_image,
-    refuses_mixture,
-    slower,
-)
+from .._native import FLOATS, attach, attach_backward, one_image, refuses_mixture, slower
 from ..spatial_shift.native import refuses as refuses_shift
 from .op import shift_mlp as op
 
