@@ -187,3 +187,17 @@ def test_norms_on_the_cpu_round_once():
         exact = op(*convert(args, Tensor.double), "reference")
         for got, want in zip(listed(ours), listed(exact), strict=True):
             assert torch.equal(got, want.float())
+
+
+def test_many_positions_on_the_cpu_are_exact():
+    """So many that the backward turns the weights once for all of them."""
+    torch.manual_seed(0)
+    make = integers("cpu")
+    none = ("none", None, None, 0.0)
+    linears = (make(9, 6), make(9), make(3, 9), make(3))
+    args = (make(1100, 3), make(1100, 6), *none, *linears, "relu", *none, None)
+    needs = [True] + [False] * 2 + [True] * 4 + [False] * 3
+    ours = run(OPS["channel_mlp_backward"], "cpu", (*args, needs))
+    exact = OPS["channel_mlp_backward"](*convert(args, Tensor.double), needs, "reference")
+    for got, want in zip(listed(ours), listed(exact), strict=True):
+        assert torch.equal(got.double(), want)

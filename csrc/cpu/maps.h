@@ -125,7 +125,10 @@ void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
   const auto put = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
     if (dx != nullptr) run.unpack(tile, at.of<Acc>(*dx, k, rows, {}));
   };
-  const std::vector<Acc> turned = dx == nullptr ? std::vector<Acc>{} : linear.transposed();
+  constexpr int64_t kMany =
+      1024;  // positions, which repay that the weights are turned once for all
+  const bool turn = dx != nullptr && dy.rows >= kMany;
+  const std::vector<Acc> turned = turn ? linear.transposed() : std::vector<Acc>{};
   multiply_map<Acc>(linear.backward_operand(turned), dx == nullptr ? 0 : linear.K, linear.N,
                     nullptr, dy.rows, inner == nullptr ? 1 : 2, load, put);
 }
@@ -183,7 +186,10 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
   if (squares == 0) return;
   const int64_t strips = ceil_div(x.rows, kStrip);
   const int64_t parts = std::clamp<int64_t>(kTasks / squares, 1, strips);
-  const Tensor sums = torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
+  constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+  const bool direct = parts == 1 && dtype_of(dw) == dtype && dw.is_contiguous();
+  const Tensor sums = direct ? torch::stable::reshape(dw, {1, N, K})
+                             : torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
   const Images sum = Images::of(sums, Acc{}, "dw");
   const int64_t panel_size = run.scratch * kStrip;
   parallel(parts * squares, x.rows * kSide * kSide / parts, [&](int64_t begin, int64_t end) {
@@ -208,6 +214,7 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
       }
     }
   });
+  if (direct) return;
   Acc* const all = static_cast<Acc*>(sums.mutable_data_ptr());
   for (int64_t part = 1; part < parts; ++part) {
     for (int64_t i = 0; i < N * K; ++i) all[i] += all[part * N * K + i];
