@@ -170,3 +170,34 @@ def test_threads_do_not_change_bits(op, backend, sample):
         torch.set_num_threads(before)
     for result in results[1:]:
         testing.assert_same_bits(result, results[0])
+
+
+def test_norms_on_the_cpu_round_once():
+    """Products with the identity are exact, so that all that is left is the norm and its adjoint,
+    which are kept in double: their rounding would reach every gradient behind them."""
+    torch.manual_seed(0)
+    x, dy = 30 + torch.randn(1, 21, 37), torch.randn(1, 21, 37)
+    norm = ("layer_norm", torch.randn(37), torch.randn(37), 1e-6)
+    linears = (torch.eye(37), None, torch.eye(37), None)
+    saved = (x, *norm, *linears, "none", "none", None, None, 0.0, None)
+    forward, backward = OPS["channel_mlp"], OPS["channel_mlp_backward"]
+    needs = [name.startswith(("x", "norm")) for name in forward.asked]
+    for op, args in ((forward, (*saved, None)), (backward, (dy, *saved, needs))):
+        ours = run(op, "cpu", args)
+        exact = op(*convert(args, Tensor.double), "reference")
+        for got, want in zip(listed(ours), listed(exact), strict=True):
+            assert torch.equal(got, want.float())
+
+
+def test_many_positions_on_the_cpu_are_exact():
+    """So many that the backward turns the weights once for all of them."""
+    torch.manual_seed(0)
+    make = integers("cpu")
+    none = ("none", None, None, 0.0)
+    linears = (make(9, 6), make(9), make(3, 9), make(3))
+    args = (make(1100, 3), make(1100, 6), *none, *linears, "relu", *none, None)
+    needs = [True] + [False] * 2 + [True] * 4 + [False] * 3
+    ours = run(OPS["channel_mlp_backward"], "cpu", (*args, needs))
+    exact = OPS["channel_mlp_backward"](*convert(args, Tensor.double), needs, "reference")
+    for got, want in zip(listed(ours), listed(exact), strict=True):
+        assert torch.equal(got.double(), want)

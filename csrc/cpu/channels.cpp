@@ -21,18 +21,17 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
   STD_TORCH_CHECK(first.N == last.K && last.N == finish.y.columns, "weights do not fit");
   const ChannelNorm<Acc> norm(norm_args, x.columns);
   const int64_t chunk = std::min(first.N, kChunk), rows = first.K + chunk + last.N;
-  const Tiling<Acc> tiling(rows + 2);
+  const Tiling<Acc> tiling(rows);
   const int64_t lanes = tiling.lanes;
   const int64_t panel_size = engine<Acc>().scratch * std::max(first.K, chunk);
-  const int64_t memory = (rows + 2) * lanes + panel_size + 5 * 16;
+  const int64_t memory = rows * lanes + panel_size + 4 * 16;
   const int64_t work = first.N * (first.K + last.N);
   for_each_tile<Acc>(x.rows, tiling, memory, work,
                      [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
                        Acc *in = scratch.take(first.K * lanes),
                            *inner = scratch.take(chunk * lanes);
                        Acc *out = scratch.take(last.N * lanes), *panel = scratch.take(panel_size);
-                       Acc* moments = scratch.take(2 * lanes);
-                       norm.pack(x.at(0, position, 0), count, x.columns, moments, in);
+                       norm.pack(x.at(0, position, 0), count, x.columns, in);
                        int64_t begin = 0, end;
                        do {
                          end = std::min(begin + chunk, first.N);
@@ -40,7 +39,7 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
                          last.part(inner, blocks, out, panel, 0, last.N, begin, end);
                          begin = end;
                        } while (end < first.N);
-                       finish(out, position, count, blocks, moments);
+                       finish(out, position, count, blocks);
                      });
 }
 
@@ -73,12 +72,12 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
   const Shift shift = unfitted.within(x.H, x.W);
   const Tiling<Acc> tiling(2 * linear.K + linear.N);
   const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch * linear.K;
-  const int64_t memory = (2 * linear.K + linear.N + 2) * lanes + panel_size + 5 * 16;
+  const int64_t memory = (2 * linear.K + linear.N) * lanes + panel_size + 4 * 16;
   for_each_tile<Acc>(
       finish.y.rows, tiling, memory, linear.N * linear.K,
       [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
         Acc *in = scratch.take(linear.K * lanes), *out = scratch.take(linear.N * lanes);
-        Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+        Acc* const panel = scratch.take(panel_size);
         Acc* gathered = scratch.take(linear.K * lanes);  // in x's type, which is no larger
         with_int<2, 4, 8>(x.x.element_size(), [&](auto size) {
           using T = Bits<decltype(size)::value>;
@@ -94,7 +93,7 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
         });
         engine<Acc>().pack({{gathered, dtype, x.C}, count, x.C, true, {}, nullptr, {}, {}}, in);
         linear(in, blocks, out, panel);
-        finish(out, position, count, blocks, moments);
+        finish(out, position, count, blocks);
       });
 }
 
@@ -143,18 +142,18 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
   for (int64_t d = 0; d < D; ++d) map[d * pitch + zero] = 0;
   constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
 
-  const Tiling<Acc> tiling(std::max(first.K, last.N) + D + 2);
+  const Tiling<Acc> tiling(std::max(first.K, last.N) + D);
   const int64_t lanes = tiling.lanes, unit = engine<Acc>().lanes;
   const int64_t panel_size = engine<Acc>().scratch * std::max(first.K, D);
-  const int64_t memory = (std::max(first.K, last.N) + D + 2) * lanes + panel_size + 4 * 16;
+  const int64_t memory = (std::max(first.K, last.N) + D) * lanes + panel_size + 3 * 16;
   for (int64_t begin = 0; begin < x.rows; begin += at_a_time) {
     const int64_t rows = std::min(at_a_time, x.rows - begin);
     for_each_tile<Acc>(
         rows, tiling, memory, D * first.K,
         [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
           Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
-          Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
-          norm.pack(x.at(0, begin + position, 0), count, x.columns, moments, in);
+          Acc* const panel = scratch.take(panel_size);
+          norm.pack(x.at(0, begin + position, 0), count, x.columns, in);
           first(in, blocks, hidden, panel);
           engine<Acc>().unpack(
               hidden, {{map + position, dtype, pitch}, D, count, false, {}, nullptr, {}, {}});
@@ -163,7 +162,7 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
         rows, tiling, memory, D * last.N,
         [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
           Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
-          Acc *panel = scratch.take(panel_size), *moments = scratch.take(2 * lanes);
+          Acc* const panel = scratch.take(panel_size);
           int64_t from[kMaxLanes];
           for (int32_t g = 0; g <= shift.count; ++g) {
             for (int64_t i = 0; i < blocks * unit; ++i) {
@@ -180,7 +179,7 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
             }
           }
           last(hidden, blocks, out, panel);
-          finish(out, begin + position, count, blocks, moments);
+          finish(out, begin + position, count, blocks);
         });
   }
 }

@@ -20,24 +20,22 @@ struct ChannelNorm {
     STD_TORCH_CHECK(layer || args.kind == "none" || args.kind == "affine", "no norm ", args.kind);
   }
 
-  // `moments` has room for two numbers of every position of a tile.
-  Norm<Acc> of(Rows x, int64_t rows, int64_t columns, Acc* moments) const {
-    if (layer) engine<Acc>().moments(x, rows, columns, eps, moments, moments + rows);
-    return with(moments, moments + rows);
-  }
-  Norm<Acc> of(const Acc* tile, int64_t rows, int64_t blocks, Acc* moments) const {
-    Acc* const rstd = moments + blocks * engine<Acc>().lanes;
-    if (layer) engine<Acc>().lane_moments(tile, rows, blocks, eps, moments, rstd);
-    return with(moments, rstd);
-  }
   // tile = norm(x), turned.
-  void pack(Rows x, int64_t rows, int64_t columns, Acc* moments, Acc* tile) const {
-    const Norm<Acc> norm = of(x, rows, columns, moments);
-    engine<Acc>().pack({x, rows, columns, true, norm, nullptr, {}, {}}, tile);
+  void pack(Rows x, int64_t rows, int64_t columns, Acc* tile) const {
+    double mean[kMaxLanes], rstd[kMaxLanes];
+    if (layer) engine<Acc>().moments(x, rows, columns, eps, mean, rstd);
+    engine<Acc>().pack({x, rows, columns, true, with(mean, rstd), nullptr, {}, {}}, tile);
+  }
+  // to.memory = norm(tile), turned, and what `to` does with it.
+  void unpack(const Acc* tile, int64_t blocks, Transfer<Acc> to) const {
+    double mean[kMaxLanes], rstd[kMaxLanes];
+    if (layer) engine<Acc>().lane_moments(tile, to.columns, blocks, eps, mean, rstd);
+    to.norm = with(mean, rstd);
+    engine<Acc>().unpack(tile, to);
   }
 
  private:
-  Norm<Acc> with(const Acc* mean, const Acc* rstd) const {
+  Norm<Acc> with(const double* mean, const double* rstd) const {
     return {layer ? mean : nullptr, layer ? rstd : nullptr, weight.at(0), bias.at(0)};
   }
 };
@@ -59,17 +57,10 @@ struct Finish {
     check_shape(this->residual.x, {1, y.rows, y.columns}, "residual");
   }
 
-  void operator()(const Acc* tile, int64_t position, int64_t count, int64_t blocks,
-                  Acc* moments) const {
+  void operator()(const Acc* tile, int64_t position, int64_t count, int64_t blocks) const {
     const Rows rest = residual.data ? residual.at(0, position, 0) : Rows{};
-    engine<Acc>().unpack(tile, {y.at(0, position, 0),
-                                count,
-                                y.columns,
-                                true,
-                                norm.of(tile, y.columns, blocks, moments),
-                                scale.at(0),
-                                {},
-                                rest});
+    norm.unpack(tile, blocks,
+                {y.at(0, position, 0), count, y.columns, true, {}, scale.at(0), {}, rest});
   }
 };
 

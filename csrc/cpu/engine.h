@@ -37,8 +37,8 @@ struct Operand {
 // (x - mean) * rstd * weight + bias. What is null is left out.
 template <class Acc>
 struct Norm {
-  const Acc *mean, *rstd;    // for every row
-  const Acc *weight, *bias;  // for every column
+  const double *mean, *rstd;  // for every row
+  const Acc *weight, *bias;   // for every column
 };
 
 // Memory on its way into a tile and back. A tile is `turned` if its lanes are the rows in memory.
@@ -72,10 +72,10 @@ struct Engine {
   int64_t lanes;    // of a block
   int64_t scratch;  // elements that a product needs for each k
   // mean and 1 / sqrt(variance + eps) of every row in memory, in two passes.
-  void (*moments)(Rows x, int64_t rows, int64_t columns, double eps, Acc* mean, Acc* rstd);
+  void (*moments)(Rows x, int64_t rows, int64_t columns, double eps, double* mean, double* rstd);
   // The same of every lane of a tile.
-  void (*lane_moments)(const Acc* tile, int64_t rows, int64_t blocks, double eps, Acc* mean,
-                       Acc* rstd);
+  void (*lane_moments)(const Acc* tile, int64_t rows, int64_t blocks, double eps, double* mean,
+                       double* rstd);
   // tile = norm(memory) * scale * factor, zero in the lanes beyond.
   void (*pack)(const Transfer<Acc>& from, Acc* tile);
   // memory = residual + norm(tile) * scale * factor
@@ -88,8 +88,8 @@ struct Engine {
   void (*activate_backward)(Activation activation, const Acc* x, int64_t count, Acc* dy);
   // Every lane of a tile times its scale.
   void (*scale_lanes)(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale);
-  // The adjoint of the norm of `x`, whose result has the gradient dy: dx, and the sums of its
-  // weight's and bias's over the rows. What is null is left out.
+  // The adjoint of the norm of `x`, whose result has the gradient dy: dx, and added to dweight and
+  // dbias the sums over the rows. What is null is left out.
   void (*norm_backward)(Rows dy, const Transfer<Acc>& x, Rows dx, Acc* dweight, Acc* dbias);
   // sums[row] += the sum of a tile's row
   void (*sum_lanes)(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums);

@@ -125,10 +125,12 @@ void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
   const auto put = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
     if (dx != nullptr) run.unpack(tile, at.of<Acc>(*dx, k, rows, {}));
   };
-  const Tensor& w = linear.w;
-  multiply_map<Acc>({w.const_data_ptr(), linear.dtype, w.stride(1), w.stride(0), linear.N},
-                    dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
-                    inner == nullptr ? 1 : 2, load, put);
+  constexpr int64_t kMany =
+      1024;  // positions, which repay that the weights are turned once for all
+  const bool turn = dx != nullptr && dy.rows >= kMany;
+  const std::vector<Acc> turned = turn ? linear.transposed() : std::vector<Acc>{};
+  multiply_map<Acc>(linear.backward_operand(turned), dx == nullptr ? 0 : linear.K, linear.N,
+                    nullptr, dy.rows, inner == nullptr ? 1 : 2, load, put);
 }
 
 // The sum over the positions of norm(x) * factor, or of norm(x).
@@ -157,25 +159,17 @@ void sum_positions(const Images& x, const PositionNorm<Acc>& norm, const Images*
 template <class Acc>
 void norm_gradients(const Images& dy, const Images& x, const PositionNorm<Acc>& norm,
                     const Images* dx, const OptionalTensor& weight, const OptionalTensor& bias) {
-  constexpr int64_t kStrip = 32;  // summed on its own first, as shorter sums err less
-  const int64_t columns = x.columns, padded = ceil_div(columns, kMaxLanes) * kMaxLanes;
+  constexpr int64_t kStrip = 32;
+  const int64_t columns = x.columns;
   PartialSums<Acc> sums(ceil_div(x.rows, kStrip), kStrip * columns * 64);
   const int64_t dweight = sums.add(weight, 1, columns), dbias = sums.add(bias, 1, columns);
   sums.run([&](int64_t begin, int64_t end, const auto& sum) {
-    Scratch<Acc> scratch(2 * padded + 16);
-    Acc* const own[] = {scratch.take(padded), scratch.take(padded)};
-    Acc* const all[] = {sum(dweight), sum(dbias)};
     for (int64_t strip = begin; strip < end; ++strip) {
       const int64_t position = strip * kStrip, count = std::min(kStrip, x.rows - position);
-      std::memset(own[0], 0, 2 * padded * sizeof(Acc));
       engine<Acc>().norm_backward(
           dy.at(0, position, 0),
           {x.at(0, position, 0), count, columns, false, norm.at(position, 0), nullptr, {}, {}},
-          dx == nullptr ? Rows{} : dx->at(0, position, 0), all[0] ? own[0] : nullptr,
-          all[1] ? own[1] : nullptr);
-      for (int i = 0; i < 2; ++i) {
-        for (int64_t c = 0; all[i] != nullptr && c < columns; ++c) all[i][c] += own[i][c];
-      }
+          dx == nullptr ? Rows{} : dx->at(0, position, 0), sum(dweight), sum(dbias));
     }
   });
 }
@@ -193,7 +187,10 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
   if (squares == 0) return;
   const int64_t strips = ceil_div(x.rows, kStrip);
   const int64_t parts = std::clamp<int64_t>(kTasks / squares, 1, strips);
-  const Tensor sums = torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
+  constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+  const bool direct = parts == 1 && dtype_of(dw) == dtype && dw.is_contiguous();
+  const Tensor sums = direct ? torch::stable::reshape(dw, {1, N, K})
+                             : torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
   const Images sum = Images::of(sums, Acc{}, "dw");
   const int64_t panel_size = run.scratch * kStrip;
   parallel(parts * squares, x.rows * kSide * kSide / parts, [&](int64_t begin, int64_t end) {
@@ -218,6 +215,7 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
       }
     }
   });
+  if (direct) return;
   Acc* const all = static_cast<Acc*>(sums.mutable_data_ptr());
   for (int64_t part = 1; part < parts; ++part) {
     for (int64_t i = 0; i < N * K; ++i) all[i] += all[part * N * K + i];

@@ -196,16 +196,18 @@ struct Linear {
     return turned;
   }
 
+  // w^T as a left operand, from what `transposed` made.
+  Operand backward_operand(const std::vector<Acc>& turned) const {
+    if (turned.empty()) return {w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
+    constexpr DType dense = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+    return {turned.data(), dense, N, 1, N};
+  }
+
   // dx = w^T * dy, into a tile or memory
   void backward(const Acc* dy, int64_t blocks, Acc* dx, Acc* scratch,
                 const std::vector<Acc>& turned = {}, const Transfer<Acc>* to = nullptr) const {
-    Operand left{w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
-    if (!turned.empty()) {
-      left = {turned.data(), std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32, N, 1,
-              N};
-    }
-    engine<Acc>().multiply(
-        {left, dy, nullptr, dx, K, N, blocks, Activation::kNone, false, scratch, to});
+    engine<Acc>().multiply({backward_operand(turned), dy, nullptr, dx, K, N, blocks,
+                            Activation::kNone, false, scratch, to});
   }
 
  private:

@@ -6,77 +6,63 @@
 namespace shiftmlp {
 namespace {
 
-template <class Acc>
-SHIFTMLP_INLINE Acc sum_of(V<Acc> v) {
-  for (int n = kWidth<Acc> / 2; n > 0; n /= 2) {
-    for (int i = 0; i < n; ++i) v[i] += v[i + n];
-  }
-  return v[0];
-}
-
-// The sum of f(x) over a row.
-template <class Acc, class T, class F>
-SHIFTMLP_INLINE Acc sum_row(const T* x, int64_t columns, const F& f) {
-  constexpr int W = kWidth<Acc>;
-  V<Acc> sums[4] = {};  // independent, as a sum waits for the one before
-  int64_t c = 0;
-  for (; c + 4 * W <= columns; c += 4 * W) {
-    for (int i = 0; i < 4; ++i) sums[i] += f(load(x + c + i * W));
-  }
-  for (; c + W <= columns; c += W) sums[0] += f(load(x + c));
-  Acc sum = sum_of<Acc>((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  if (c < columns) {
-    V<Acc> last = f(load<Acc>(x + c, columns - c));
-    for (int64_t i = columns - c; i < W; ++i) last[i] = 0;
-    sum += sum_of<Acc>(last);
-  }
+SHIFTMLP_INLINE double sum_of(V<double> v) {
+  double sum = 0;
+  for (int i = 0; i < kWidth<double>; ++i) sum += v[i];
   return sum;
 }
 
-struct Itself {
-  template <class Vector>
-  SHIFTMLP_INLINE Vector operator()(Vector v) const {
+// The sum of x, or with kSquared of (x - mean)^2, over a row.
+template <class Acc, bool kSquared, class T>
+SHIFTMLP_INLINE double sum_row(const T* x, int64_t columns, double mean) {
+  constexpr int W = kWidth<Acc>;
+  const auto term = [mean](auto v) __attribute__((always_inline)) {
+    if constexpr (kSquared) return (v - mean) * (v - mean);
     return v;
+  };
+  Wide<Acc> sum[2] = {};  // independent, as a sum waits for the one before
+  int64_t c = 0;
+  for (; c + 2 * W <= columns; c += 2 * W) {
+    sum[0] = sum[0] + term(widened(load(x + c)));
+    sum[1] = sum[1] + term(widened(load(x + c + W)));
   }
-};
-
-template <class Acc>
-SHIFTMLP_INLINE V<Acc> inverse_root(V<Acc> x) {
-  for (int i = 0; i < kWidth<Acc>; ++i) {
-    x[i] = 1 / (sizeof(Acc) == 8 ? __builtin_sqrt(x[i]) : __builtin_sqrtf(x[i]));
-  }
-  return x;
+  if (c + W <= columns) sum[0] = sum[0] + term(widened(load(x + c))), c += W;
+  double all = sum_of(in_one(sum[0] + sum[1]));
+  if (c == columns) return all;
+  const V<Acc> last = load<Acc>(x + c, columns - c);
+  for (int64_t i = 0; i < columns - c; ++i) all += term(static_cast<double>(last[i]));
+  return all;
 }
 
+SHIFTMLP_INLINE double inverse_root(double x) { return 1 / __builtin_sqrt(x); }
+
 template <class Acc>
-void moments(Rows x, int64_t rows, int64_t columns, double eps, Acc* mean, Acc* rstd) {
+void moments(Rows x, int64_t rows, int64_t columns, double eps, double* mean, double* rstd) {
   with_element<Acc>(x.dtype, [&](auto as) __attribute__((always_inline)) {
     const auto* row = element(x.data, as);
     for (int64_t r = 0; r < rows; ++r, row += x.stride) {
-      const Acc m = sum_row<Acc>(row, columns, Itself{}) / columns;
-      const auto square = [m](V<Acc> v)
-                              __attribute__((always_inline)) { return (v - m) * (v - m); };
-      const Acc squares = sum_row<Acc>(row, columns, square);
-      mean[r] = m;
-      rstd[r] = inverse_root<Acc>(V<Acc>{} + (squares / columns + static_cast<Acc>(eps)))[0];
+      mean[r] = sum_row<Acc, false>(row, columns, 0) / columns;
+      rstd[r] = inverse_root(sum_row<Acc, true>(row, columns, mean[r]) / columns + eps);
     }
   });
 }
 
 template <class Acc>
-void lane_moments(const Acc* tile, int64_t rows, int64_t blocks, double eps, Acc* mean, Acc* rstd) {
+void lane_moments(const Acc* tile, int64_t rows, int64_t blocks, double eps, double* mean,
+                  double* rstd) {
+  constexpr int W = kWidth<Acc>;
   for (int64_t b = 0; b < blocks; ++b, tile += rows * kLanes<Acc>) {
-    for (int c = 0; c < kLanes<Acc>; c += kWidth<Acc>) {
-      V<Acc> m{}, squares{};
-      for (int64_t r = 0; r < rows; ++r) m += load(tile + r * kLanes<Acc> + c);
-      m /= V<Acc>{} + static_cast<Acc>(rows);
+    for (int c = 0; c < kLanes<Acc>; c += W, mean += W, rstd += W) {
+      Wide<Acc> sum{}, squares{};
+      for (int64_t r = 0; r < rows; ++r) sum = sum + widened(load(tile + r * kLanes<Acc> + c));
+      const Wide<Acc> m = sum * (1.0 / rows);
       for (int64_t r = 0; r < rows; ++r) {
-        const V<Acc> v = load(tile + r * kLanes<Acc> + c) - m;
-        squares += v * v;
+        const Wide<Acc> v = widened(load(tile + r * kLanes<Acc> + c)) - m;
+        squares = squares + v * v;
       }
-      store(mean + b * kLanes<Acc> + c, m);
-      const V<Acc> variance = squares / (V<Acc>{} + static_cast<Acc>(rows));
-      store(rstd + b * kLanes<Acc> + c, inverse_root<Acc>(variance + static_cast<Acc>(eps)));
+      __builtin_memcpy(mean, &m, sizeof(m));
+      __builtin_memcpy(rstd, &squares, sizeof(squares));
+      for (int i = 0; i < W; ++i) rstd[i] = inverse_root(rstd[i] / rows + eps);
     }
   }
 }
@@ -210,12 +196,12 @@ void scale_lanes(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale) {
 template <class Acc>
 void sum_lanes(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums) {
   for (int64_t r = 0; r < rows; ++r) {
-    Acc sum = 0;
+    double sum = 0;
     for (int64_t first = 0; first < lanes; first += kLanes<Acc>) {
       const int64_t count = lanes - first < kLanes<Acc> ? lanes - first : kLanes<Acc>;
-      sum += sum_row<Acc>(tile + first * rows + r * kLanes<Acc>, count, Itself{});
+      sum += sum_row<Acc, false>(tile + first * rows + r * kLanes<Acc>, count, 0);
     }
-    sums[r] += sum;
+    sums[r] += static_cast<Acc>(sum);
   }
 }
 

@@ -38,7 +38,7 @@ class TokenNorm {
 
  private:
   int64_t rows_;
-  std::vector<Acc> mean_, rstd_;
+  std::vector<double> mean_, rstd_;
   Vector<Acc> weight_, bias_;
 };
 

@@ -6,6 +6,41 @@
 namespace shiftmlp {
 namespace {
 
+// A register's numbers in double, for floats in two registers. Norms and sums over rows are kept
+// so: beside a product that is cheap, and their rounding would reach every number behind them.
+struct Pair {
+  V<double> low, high;
+
+  SHIFTMLP_INLINE Pair(V<double> low, V<double> high) : low(low), high(high) {}
+  SHIFTMLP_INLINE Pair(double x = 0) : low(V<double>{} + x), high(low) {}
+  SHIFTMLP_INLINE Pair operator+(Pair b) const { return {low + b.low, high + b.high}; }
+  SHIFTMLP_INLINE Pair operator-(Pair b) const { return {low - b.low, high - b.high}; }
+  SHIFTMLP_INLINE Pair operator*(Pair b) const { return {low * b.low, high * b.high}; }
+};
+
+SHIFTMLP_INLINE V<double> widened(V<double> v) { return v; }
+SHIFTMLP_INLINE V<double> rounded(V<double> v) { return v; }
+SHIFTMLP_INLINE V<double> in_one(V<double> v) { return v; }
+SHIFTMLP_INLINE V<double> in_one(Pair v) { return v.low + v.high; }
+
+constexpr int kHalf = kWidth<double>;
+template <int... kLane>
+SHIFTMLP_INLINE Pair widened(Floats v, Indices<kLane...>) {
+  return {__builtin_convertvector(__builtin_shufflevector(v, v, kLane...), V<double>),
+          __builtin_convertvector(__builtin_shufflevector(v, v, kLane + kHalf...), V<double>)};
+}
+SHIFTMLP_INLINE Pair widened(Floats v) { return widened(v, IndicesBelow<kHalf>::type{}); }
+
+template <int... kLane>
+SHIFTMLP_INLINE Floats rounded(Pair v, Indices<kLane...>) {
+  using Half = VectorOf<float, kHalf>::type;
+  return __builtin_shufflevector(__builtin_convertvector(v.low, Half),
+                                 __builtin_convertvector(v.high, Half), kLane...);
+}
+SHIFTMLP_INLINE Floats rounded(Pair v) { return rounded(v, IndicesBelow<kWidth<float>>::type{}); }
+template <class Acc>
+using Wide = decltype(widened(V<Acc>{}));
+
 template <class Acc, class Count>
 SHIFTMLP_INLINE V<Acc> load_rows(Rows x, int64_t row, int64_t column, Count count) {
   V<Acc> v;
@@ -25,9 +60,15 @@ template <class Acc, class Count>
 SHIFTMLP_INLINE V<Acc> transformed(const Transfer<Acc>& t, V<Acc> v, int64_t row, int64_t column,
                                    Count count) {
   const Norm<Acc>& norm = t.norm;
-  if (norm.mean != nullptr) v = (v - norm.mean[row]) * norm.rstd[row];
-  if (norm.weight != nullptr) v *= load<Acc>(norm.weight + column, count);
-  if (norm.bias != nullptr) v += load<Acc>(norm.bias + column, count);
+  if (norm.mean != nullptr) {
+    Wide<Acc> n = (widened(v) - norm.mean[row]) * norm.rstd[row];
+    if (norm.weight != nullptr) n = n * widened(load<Acc>(norm.weight + column, count));
+    if (norm.bias != nullptr) n = n + widened(load<Acc>(norm.bias + column, count));
+    v = rounded(n);
+  } else {
+    if (norm.weight != nullptr) v *= load<Acc>(norm.weight + column, count);
+    if (norm.bias != nullptr) v += load<Acc>(norm.bias + column, count);
+  }
   if (t.scale != nullptr) v *= load<Acc>(t.scale + column, count);
   if (t.factor.data != nullptr) v *= load_rows<Acc>(t.factor, row, column, count);
   return v;

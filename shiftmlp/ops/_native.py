@@ -13,8 +13,6 @@ from ._math import at_least_float32
 from ._op import Op, never
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# For gradients whose float32 sums have not been shown to be as good as PyTorch's.
-NOT_FLOAT32 = (torch.bfloat16, torch.float16, torch.float64)
 
 
 def attach(
@@ -47,26 +45,18 @@ def refuses_mixture(*inputs) -> str | None:
     return None
 
 
-def loses(op: Op) -> Callable:
-    """The ``slower`` of a product, which competes with a library's."""
+def loses(op: Op, recomputes: bool = False) -> Callable:
+    """The ``slower`` of a product, which competes with a library's; of a backward that
+    ``recomputes`` a product, with one whose forward has kept it."""
     weight = next(i for i, name in enumerate(op.names) if name in ("weight", "w1"))
 
     def slower(*inputs) -> str | None:
-        return _slow_engine() or _library_is_fast(inputs[weight].dtype)
+        dtype = inputs[weight].dtype
+        if recomputes and dtype == torch.float32:
+            return "measured: in float32 PyTorch, which keeps the hidden, is faster"
+        return _slow_engine() or _library_is_fast(dtype)
 
     return slower
-
-
-def loses_gradient(op: Op) -> Callable:
-    """The ``slower`` of a product's backward that computes the hidden again."""
-    slower = loses(op)
-
-    def slower_gradient(dy: Tensor, *inputs) -> str | None:
-        if dy.dtype == torch.float32:
-            return "measured: in float32 PyTorch, which keeps the hidden, is faster"
-        return slower(dy, *inputs)
-
-    return slower_gradient
 
 
 @functools.cache

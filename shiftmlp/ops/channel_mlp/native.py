@@ -6,11 +6,9 @@ from torch import Tensor
 from .._math import result_dtype
 from .._native import (
     FLOATS,
-    NOT_FLOAT32,
     attach,
     attach_backward,
     loses,
-    loses_gradient,
     one_image,
     refuses_mixture,
 )
@@ -40,4 +38,4 @@ def channel_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, loses(op))
-attach_backward(op, channel_mlp_backward, refuses_mixture, loses_gradient(op.backward), NOT_FLOAT32)
+attach_backward(op, channel_mlp_backward, refuses_mixture, loses(op.backward, True))

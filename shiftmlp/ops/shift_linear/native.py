@@ -6,11 +6,9 @@ from torch import Tensor
 from .._math import result_dtype
 from .._native import (
     FLOATS,
-    NOT_FLOAT32,
     attach,
     attach_backward,
     loses,
-    loses_gradient,
     one_image,
     refuses_mixture,
 )
@@ -42,6 +40,4 @@ def shift_linear_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", shift_linear, refuses, FLOATS, loses(op))
-attach_backward(
-    op, shift_linear_backward, refuses_backward, loses_gradient(op.backward), NOT_FLOAT32
-)
+attach_backward(op, shift_linear_backward, refuses_backward, loses(op.backward, True))
