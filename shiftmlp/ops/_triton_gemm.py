@@ -155,7 +155,7 @@ def tile(down: int, across: int, along: int, dtype: torch.dtype) -> dict[str, in
         for side, size in zip(sides, (down, across, along), strict=True)
     ]
     return dict(zip(("down", "across", "along"), sides, strict=True)) | {
-        "num_warps": 8 if sides[0] * sides[1] >= 128 * 64 else 4,
+        "num_warps": 8 if max(sides[:2]) == 128 and min(sides[:2]) >= 32 else 4,
         "num_stages": 3,
     }
 
