@@ -2,8 +2,8 @@
 
 The truth is the reference in float64 on inputs already rounded to the dtype under test. A kernel
 may err at most twice as far from it as unfused PyTorch in the same dtype does, plus one rounding
-step. No bound is absolute, so none has to be tuned to a shape, a dtype or a device. Where data only
-moves, results are equal bit by bit.
+step; of several draws of a case, on average. No bound is absolute, so none has to be tuned to a
+shape, a dtype or a device. Where data only moves, results are equal bit by bit.
 """
 
 from collections.abc import Iterator
@@ -45,19 +45,32 @@ def assert_as_good_as_torch(ours, torchs, exact, slack: float = SLACK) -> None:
 
     Each argument is what an op returned: a tensor, or a list of tensors.
     """
-    if not isinstance(exact, Tensor):
-        assert len(ours) == len(exact), f"{len(ours)} results, wanted {len(exact)}"
-        for index, trio in enumerate(zip(ours, torchs, exact, strict=True)):
+    assert_as_good_on_average([(ours, torchs, exact)], slack)
+
+
+def assert_as_good_on_average(draws: list[tuple], slack: float = SLACK) -> None:
+    """The same of several draws of one case, each ``(ours, torchs, exact)``.
+
+    The largest error of a few numbers is chance, PyTorch's as well as ours; the mean over draws of
+    the largest errors is much less so, and is what must be within the mean of the allowances.
+    """
+    if not isinstance(draws[0][2], Tensor):
+        assert all(len(draw[0]) == len(draw[2]) for draw in draws), "wrong number of results"
+        for index in range(len(draws[0][2])):
             try:
-                assert_as_good_as_torch(*trio, slack if index == 0 else GRADIENT_SLACK)
+                parts = [tuple(results[index] for results in draw) for draw in draws]
+                assert_as_good_on_average(parts, slack if index == 0 else GRADIENT_SLACK)
             except AssertionError as error:
                 raise AssertionError(f"result {index}: {error}") from None
         return
-    assert ours.shape == exact.shape, f"shape {tuple(ours.shape)}, wanted {tuple(exact.shape)}"
-    assert ours.dtype == torchs.dtype, f"dtype {ours.dtype}, wanted {torchs.dtype}"
-    for region, *parts in _regions(ours, torchs, exact):
-        error, allowed = error_and_allowance(*parts, slack)
-        assert error <= allowed, f"{region}: error {error:.2e}, allowed {allowed:.2e}"
+    for ours, torchs, exact in draws:
+        assert ours.shape == exact.shape, f"shape {tuple(ours.shape)}, wanted {tuple(exact.shape)}"
+        assert ours.dtype == torchs.dtype, f"dtype {ours.dtype}, wanted {torchs.dtype}"
+    for regions in zip(*(_regions(len(draws), *draw) for draw in draws), strict=True):
+        found = [error_and_allowance(*parts, slack) for _, *parts in regions]
+        error, allowed = (sum(column) / len(draws) for column in zip(*found, strict=True))
+        assert error <= allowed, f"{regions[0][0]}: error {error:.2e}, allowed {allowed:.2e}"
+    ours, torchs, exact = (torch.stack(tensors) for tensors in zip(*draws, strict=True))
     if exact.isfinite().all() and exact.numel() >= MIN_REGION:
         error, torchs_error = ((t.double() - exact).abs().mean() for t in (ours, torchs))
         step = torch.finfo(ours.dtype).eps * exact.abs().max() / 4
@@ -65,11 +78,11 @@ def assert_as_good_as_torch(ours, torchs, exact, slack: float = SLACK) -> None:
         assert error <= allowed, f"mean error {error:.2e}, allowed {allowed:.2e}"
 
 
-def _regions(*tensors: Tensor) -> Iterator[tuple]:
+def _regions(draws: int, *tensors: Tensor) -> Iterator[tuple]:
     """The whole, then the first and last slice along every axis: faults live on edges."""
     yield "whole", *tensors
     for axis, size in enumerate(tensors[0].shape):
-        if size and tensors[0].numel() >= MIN_REGION * size:
+        if size and draws * tensors[0].numel() >= MIN_REGION * size:
             yield f"first of axis {axis}", *(t.select(axis, 0) for t in tensors)
             yield f"last of axis {axis}", *(t.select(axis, size - 1) for t in tensors)
 
