@@ -13,6 +13,7 @@ from ._math import at_least_float32
 from ._op import Op, never
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SMALL = 2**18
 
 
 def attach(
@@ -45,18 +46,29 @@ def refuses_mixture(*inputs) -> str | None:
     return None
 
 
-def loses(op: Op, recomputes: bool = False) -> Callable:
-    """The ``slower`` of a product, which competes with a library's; of a backward that
-    ``recomputes`` a product, with one whose forward has kept it."""
+def loses(op: Op, in_float32: Callable = never) -> Callable:
+    """The ``slower`` of a product, which competes with a library's."""
     weight = next(i for i, name in enumerate(op.names) if name in ("weight", "w1"))
 
     def slower(*inputs) -> str | None:
         dtype = inputs[weight].dtype
-        if recomputes and dtype == torch.float32:
-            return "measured: in float32 PyTorch, which keeps the hidden, is faster"
+        if dtype == torch.float32 and (reason := in_float32(*inputs)):
+            return reason
         return _slow_engine() or _library_is_fast(dtype)
 
     return slower
+
+
+def recomputes(*inputs) -> str:
+    """Of a backward that computes again what PyTorch has kept."""
+    return "measured: in float32 PyTorch, which keeps the product, is faster"
+
+
+def is_small(dy: Tensor, x: Tensor, *inputs) -> str | None:
+    """Of a backward whose fixed costs count."""
+    if x.numel() < SMALL:
+        return f"measured: in float32 faster only from {SMALL} numbers in x on"
+    return None
 
 
 @functools.cache

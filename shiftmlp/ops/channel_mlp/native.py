@@ -10,6 +10,7 @@ from .._native import (
     attach_backward,
     loses,
     one_image,
+    recomputes,
     refuses_mixture,
 )
 from .op import channel_mlp as op
@@ -38,4 +39,4 @@ def channel_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, loses(op))
-attach_backward(op, channel_mlp_backward, refuses_mixture, loses(op.backward, True))
+attach_backward(op, channel_mlp_backward, refuses_mixture, loses(op.backward, recomputes))

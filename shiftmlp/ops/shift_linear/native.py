@@ -10,6 +10,7 @@ from .._native import (
     attach_backward,
     loses,
     one_image,
+    recomputes,
     refuses_mixture,
 )
 from ..spatial_shift.native import refuses as refuses_shift
@@ -40,4 +41,4 @@ def shift_linear_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", shift_linear, refuses, FLOATS, loses(op))
-attach_backward(op, shift_linear_backward, refuses_backward, loses(op.backward, True))
+attach_backward(op, shift_linear_backward, refuses_backward, loses(op.backward, recomputes))

@@ -10,6 +10,7 @@ from .._native import (
     attach_backward,
     loses,
     one_image,
+    recomputes,
     refuses_mixture,
 )
 from ..spatial_shift.native import refuses as refuses_shift
@@ -47,4 +48,4 @@ def shift_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", shift_mlp, refuses, FLOATS, loses(op))
-attach_backward(op, shift_mlp_backward, refuses_backward, loses(op.backward, True))
+attach_backward(op, shift_mlp_backward, refuses_backward, loses(op.backward, recomputes))

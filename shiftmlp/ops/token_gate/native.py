@@ -3,7 +3,15 @@
 import torch
 from torch import Tensor
 
-from .._native import FLOATS, attach, attach_backward, images, loses, refuses_mixture
+from .._native import (
+    FLOATS,
+    attach,
+    attach_backward,
+    images,
+    loses,
+    recomputes,
+    refuses_mixture,
+)
 from .op import token_gate as op
 
 
@@ -21,4 +29,4 @@ def token_gate_backward(gradients, dy, u, v, *args) -> None:
 
 
 attach(op, "cpu", token_gate, refuses_mixture, FLOATS, loses(op))
-attach_backward(op, token_gate_backward, refuses_mixture, loses(op.backward))
+attach_backward(op, token_gate_backward, refuses_mixture, loses(op.backward, recomputes))

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import FLOATS, attach, attach_backward, images, loses, refuses_mixture
+from .._native import (
+    FLOATS,
+    attach,
+    attach_backward,
+    images,
+    is_small,
+    loses,
+    refuses_mixture,
+)
 from .op import token_mlp as op
 
 
@@ -26,4 +34,4 @@ def token_mlp_backward(gradients, dy, x, *args) -> None:
 
 
 attach(op, "cpu", token_mlp, refuses_mixture, FLOATS, loses(op))
-attach_backward(op, token_mlp_backward, refuses_mixture, loses(op.backward))
+attach_backward(op, token_mlp_backward, refuses_mixture, loses(op.backward, is_small))
