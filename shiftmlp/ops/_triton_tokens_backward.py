@@ -110,16 +110,14 @@ def weight_gradient_tile(T: int, S: int, C: int, dtype: torch.dtype, arch) -> tu
     if dtype == torch.float32:
         tile = {"PIECES": pieces(S, 64), "BLOCK_T": block(T, 64), "BLOCK_C": 16, "num_warps": 4}
     else:
-        # On datacenter Blackwell a shorter chunk spills.
-        chunk = 64 if arch in (100, 103, 110) else 32
         tile = {
-            "PIECES": pieces(S, most(arch)), "BLOCK_T": block(T, 128), "BLOCK_C": block(C, chunk),
+            "PIECES": pieces(S, most(arch)), "BLOCK_T": block(T, 128), "BLOCK_C": block(C, 32),
             "num_warps": 8,
         }  # fmt: skip
     BLOCK_S = sum(tile["PIECES"])
     if arch in (80, 86, 87, 89) and BLOCK_S == 96:
         tile["num_stages"] = 2  # three chunks in flight spill
-    if arch in (120, 121):
+    if arch in (100, 103, 110, 120, 121):
         tile["maxnreg"] = 255  # or ptxas spills a few to make room for a second program
     tiles = triton.cdiv(T, tile["BLOCK_T"]) * triton.cdiv(S, BLOCK_S)
     return tile | {"BLOCK_S": BLOCK_S}, tiles
