@@ -64,16 +64,19 @@ struct Finish {
   }
 };
 
-// Calls f(first position, count, blocks, scratch) for every tile of positions.
+// Calls f(first position, count, blocks, scratch) for every tile of positions. Tiles differ by a
+// block at most: a small one would read all weights for little, while another thread waits.
 template <class Acc, class F>
 void for_each_tile(int64_t positions, const Tiling<Acc>& tiling, int64_t memory, int64_t work,
                    const F& f) {
-  const int64_t tiles = ceil_div(positions, tiling.lanes);
+  const int64_t tiles = ceil_div(positions, tiling.lanes), blocks = tiling.blocks_of(positions);
+  const auto first = [&](int64_t tile) {
+    return std::min(positions, blocks * tile / tiles * engine<Acc>().lanes);
+  };
   parallel(tiles, work * tiling.lanes, [&](int64_t begin, int64_t end) {
     Scratch<Acc> scratch(memory);
-    for (int64_t task = begin; task < end; ++task, scratch.reset()) {
-      const int64_t position = task * tiling.lanes;
-      const int64_t count = std::min(tiling.lanes, positions - position);
+    for (int64_t tile = begin; tile < end; ++tile, scratch.reset()) {
+      const int64_t position = first(tile), count = first(tile + 1) - position;
       f(position, count, tiling.blocks_of(count), scratch);
     }
   });
