@@ -1,9 +1,14 @@
-// What the adapters ask of a tensor before a kernel may touch its memory.
+// What the adapters ask of their arguments before a kernel may touch memory.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <string>
+#include <string_view>
+
+#include "activation.h"
 #include "dispatch.h"
 #include "image.h"
 
@@ -56,6 +61,13 @@ inline DType dtype_of(const Tensor& x, const char* name = "x") {
       STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64, got ",
                       torch::headeronly::toString(x.scalar_type()));
   }
+}
+
+inline Activation activation_of(const std::string& name) {
+  constexpr std::string_view names[] = {"none", "gelu", "gelu_tanh", "relu"};  // Activation's order
+  const auto* found = std::find(std::begin(names), std::end(names), name);
+  STD_TORCH_CHECK(found != std::end(names), "no activation ", name);
+  return static_cast<Activation>(found - names);
 }
 
 }  // namespace shiftmlp

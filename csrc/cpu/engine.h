@@ -7,6 +7,7 @@
 // Plain data and no function, so that no code of one instruction set can be linked into another.
 #pragma once
 
+#include "../activation.h"
 #include "../dtype.h"
 
 // What the compiler has no instructions for is left out.
@@ -15,8 +16,6 @@
 #endif
 
 namespace shiftmlp {
-
-enum class Activation : int32_t { kNone, kGelu, kGeluTanh, kRelu };
 
 // Rows in memory whose elements are dense. Strides count elements.
 struct Rows {

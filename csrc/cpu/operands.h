@@ -10,7 +10,6 @@
 #include <new>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -118,13 +117,6 @@ struct Images {
     return {data + offset * static_cast<int64_t>(x.element_size()), dtype, x.stride(1)};
   }
 };
-
-inline Activation activation_of(const std::string& name) {
-  constexpr std::string_view names[] = {"none", "gelu", "gelu_tanh", "relu"};  // Activation's order
-  const auto* found = std::find(std::begin(names), std::end(names), name);
-  STD_TORCH_CHECK(found != std::end(names), "no activation ", name);
-  return static_cast<Activation>(found - names);
-}
 
 // activation(w * x + b) on tiles.
 template <class Acc>

@@ -1,0 +1,56 @@
+// What the ops of the portable path do apart from products, each in one pass over memory. No torch.
+// Sums are in float32 and in a fixed order: no atomics.
+#pragma once
+
+#include "product.h"
+
+namespace shiftmlp {
+
+// A tensor (images, rows, columns) as a pass reads it.
+struct Images {
+  Rows rows;
+  DType dtype;  // float16, bfloat16 or float32
+  int64_t images;
+  int32_t count, columns;  // count: rows of an image
+};
+
+// The norm over the columns of every row: (x - mean) * rstd * weight + bias. Without mean: affine.
+struct NormParams {
+  const float *mean, *rstd;  // (images, rows)
+  Vector weight, bias;       // (columns)
+};
+
+// mean and 1 / sqrt(variance + eps) of every row, in two passes over a row that is read once.
+void launch_moments(const Images& x, float eps, float* mean, float* rstd, cudaStream_t stream);
+
+// y = residual + scale * norm(x), contiguous, in `dtype`.
+void launch_norm(const Images& x, const NormParams& norm, Vector scale, const Images& residual,
+                 void* y, DType dtype, cudaStream_t stream);
+
+// The adjoint of the norm, of whose result dy * scale is the gradient: dx, contiguous, in `dtype`;
+// and, as parts of which launch_sum_parts makes gradients, (parts, columns) each: of weight and
+// bias, and of the scale of the norm's result. Null: not wanted.
+struct NormBackward {
+  Images dy, x;
+  NormParams norm;
+  Vector scale;
+  void* dx;
+  DType dtype;
+  float *dweight, *dbias, *dscale;
+  int32_t parts;
+};
+void launch_norm_backward(const NormBackward& p, cudaStream_t stream);
+
+// (parts, columns): sums over the rows of all images of a, or of a * b where b has data.
+void launch_sum_rows(const Images& a, const Images& b, float* sums, int32_t parts,
+                     cudaStream_t stream);
+
+// (parts, rows): sums over the columns of a * scale, or a * scale * b, and over the images.
+void launch_sum_columns(const Images& a, Vector scale, const Images& b, float* sums, int32_t parts,
+                        cudaStream_t stream);
+
+// sums[i] = sum over the parts of parts[., i], in their order; in `dtype`.
+void launch_sum_parts(const float* parts, int32_t count, int64_t n, void* sums, DType dtype,
+                      cudaStream_t stream);
+
+}  // namespace shiftmlp
