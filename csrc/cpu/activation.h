@@ -12,13 +12,6 @@ SHIFTMLP_INLINE V<double> each(V<double> x, const F& f) {
   return x;
 }
 
-SHIFTMLP_INLINE V<double> exp(V<double> x) {
-  return each(x, [](double v) { return __builtin_exp(v); });
-}
-SHIFTMLP_INLINE V<double> erf(V<double> x) {
-  return each(x, [](double v) { return __builtin_erf(v); });
-}
-
 // Horner's rule, highest power first.
 template <class... Coefficients>
 SHIFTMLP_INLINE Floats polynomial(Floats x, float highest, Coefficients... lower) {
@@ -27,23 +20,22 @@ SHIFTMLP_INLINE Floats polynomial(Floats x, float highest, Coefficients... lower
   return sum;
 }
 
-// 2^n * e^r with |r| <= log(2) / 2; the relative error of the fit to e^r is 3.1e-9.
-SHIFTMLP_INLINE Floats exp(Floats x) {
-  const Floats in = clamp(x, 104.0f);                           // where the result is 0 or Inf
-  const Floats n = (in * 1.44269504f + 0x1.8p23f) - 0x1.8p23f;  // rounds to an integer
-  const Floats r = (in - n * 0.693359375f) + n * 2.12194440e-4f;
+// e^x for -500 < x <= 0, or NaN: 2^n * e^r with |r| <= log(2) / 2; the relative error of the fit to
+// e^r is 3.1e-9. It is 0 where 2^n is below the normal numbers.
+SHIFTMLP_INLINE Floats decay(Floats x) {
+  const float round = 0x1.8p23f + 127;  // to an integer; and to the exponent's bias
+  const Floats biased = x * 1.44269504f + round, n = biased - round;
+  const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   const Floats q =
       polynomial(r, 0.00138146128f, 0.00836871006f, 0.041668389f, 0.166665211f, 0.49999994f);
-  // In two factors, as neither 2^128 nor 2^-150 is a number.
-  const Words half = (Words)(n * 0.5f + 0x1.8p23f), rest = (Words)(n + 0x1.8p23f) - half;
-  const Words bias = Words{} + (127u << 23);
-  const Floats first = (Floats)((half << 23) + bias);
-  const Floats second = (Floats)((rest << 23) + bias);
-  return ((r * r * q + r) + 1.0f) * first * second;
+  const Integers exponent = (Integers)biased - (Integers)(Floats{} + 0x1.8p23f);
+  const Integers power = (exponent > 0 ? exponent : Integers{}) << 23;
+  return ((r * r * q + r) + 1.0f) * (Floats)power;
+}
+SHIFTMLP_INLINE V<double> decay(V<double> x) {
+  return each(x, [](double v) { return __builtin_exp(v); });
 }
 
-template <class Acc>
-constexpr Acc kSqrtHalf = 0.70710678118654752440;
 template <class Acc>
 constexpr Acc kInverseSqrtTwoPi = 0.39894228040143267794;
 template <class Acc>
@@ -51,39 +43,48 @@ constexpr Acc kSqrtTwoOverPi = 0.79788456080286535588;
 template <class Acc>
 constexpr Acc kCubic = 0.044715;  // the tanh approximation's
 
-// tanh-GELU is x * sigmoid(t), x / (1 + e^-t); this is -t.
+// Both GELUs are x * P(x) with P(x) + P(-x) = 1, and so relu(x) - |x| * P(-|x|). From 15 on
+// P(-|x|) is no normal number.
 template <class Acc>
-SHIFTMLP_INLINE V<Acc> tanh_exponent(V<Acc> x) {
-  return -2 * kSqrtTwoOverPi<Acc> * (x + kCubic<Acc> * x * x * x);
+SHIFTMLP_INLINE V<Acc> magnitude(V<Acc> x) {
+  return at_most(absolute(x), static_cast<Acc>(15));
 }
 
-// The normal distribution function, from its density: Mills' ratio of the two keeps the tails
-// exact. P(|x|) / Q(|x|) is the minimax of the relative error, 6.3e-9.
-SHIFTMLP_INLINE Floats cumulative(Floats x, Floats density) {
-  const Floats t = clamp(x < 0 ? -x : x, 15.0f);
-  const Floats p =
-      polynomial(t, 0.0104104822f, 0.102473021f, 0.461140028f, 1.10111738f, 1.25331415f);
+// e^(-t * t / 2), the shape of the normal density.
+template <class Acc>
+SHIFTMLP_INLINE V<Acc> bell(V<Acc> t) {
+  return decay(static_cast<Acc>(-0.5) * t * t);
+}
+
+// P(-t) of the normal distribution, from its bell: Mills' ratio keeps the tail exact. The fit's
+// relative error is 6.3e-9.
+SHIFTMLP_INLINE Floats normal_tail(Floats t, Floats bell) {
+  const Floats p = polynomial(t, 0.00415318151f, 0.0408808207f, 0.183968254f, 0.439282279f, 0.5f);
   const Floats q =
       polynomial(t, 0.0104103705f, 0.102479138f, 0.471406355f, 1.20554468f, 1.67644956f, 1.0f);
-  const Floats tail = density * p / q;
-  return x < 0 ? tail : 1 - tail;
+  return bell * p / q;
 }
-SHIFTMLP_INLINE V<double> cumulative(V<double> x, V<double>) {
-  return 0.5 * erf(x * kSqrtHalf<double>) + 0.5;
+SHIFTMLP_INLINE V<double> normal_tail(V<double> t, V<double>) {
+  return each(t, [](double v) { return 0.5 * __builtin_erfc(v * 0.70710678118654752440); });
 }
 
+// e^(-2u) for the tanh of u.
 template <class Acc>
-SHIFTMLP_INLINE V<Acc> normal_density(V<Acc> x) {
-  return kInverseSqrtTwoPi<Acc> * exp(static_cast<Acc>(-0.5) * x * x);
+SHIFTMLP_INLINE V<Acc> tanh_decay(V<Acc> t) {
+  return decay(-2 * kSqrtTwoOverPi<Acc> * (t + kCubic<Acc> * t * t * t));
 }
 
 template <class Acc>
 SHIFTMLP_INLINE V<Acc> activate(V<Acc> x, Activation activation) {
+  const V<Acc> half = static_cast<Acc>(0.5) * x, t = magnitude<Acc>(x);
+  const V<Acc> relu = half + absolute(half);  // NaN at -Inf, as PyTorch has it
   switch (activation) {
     case Activation::kGelu:
-      return x * cumulative(x, normal_density<Acc>(x));
-    case Activation::kGeluTanh:
-      return x / (1 + exp(tanh_exponent<Acc>(x)));
+      return relu - t * normal_tail(t, bell<Acc>(t));
+    case Activation::kGeluTanh: {
+      const V<Acc> e = tanh_decay<Acc>(t);
+      return relu - t * (e / (1 + e));
+    }
     case Activation::kRelu:
       return x < 0 ? V<Acc>{} : x;
     default:
@@ -94,17 +95,18 @@ SHIFTMLP_INLINE V<Acc> activate(V<Acc> x, Activation activation) {
 template <class Acc>
 SHIFTMLP_INLINE V<Acc> slope(V<Acc> x, Activation activation) {
   const Acc one = 1;
+  const V<Acc> t = magnitude<Acc>(x);
   switch (activation) {
     case Activation::kGelu: {
-      const V<Acc> density = normal_density<Acc>(x);
-      return cumulative(x, density) + x * density;
+      const V<Acc> shape = bell<Acc>(t), tail = normal_tail(t, shape);
+      return (x < 0 ? tail : 1 - tail) + x * (kInverseSqrtTwoPi<Acc> * shape);
     }
     case Activation::kGeluTanh: {
-      const V<Acc> t = tanh_exponent<Acc>(x), e = exp(t < 0 ? t : -t);
-      const V<Acc> larger = one / (1 + e), smaller = e * larger;  // sigmoid(t) and sigmoid(-t)
+      const V<Acc> e = tanh_decay<Acc>(t);
+      const V<Acc> larger = one / (1 + e), smaller = e * larger;  // P(t) and P(-t)
       // The sigmoid's slope comes first, so that no square of a large x meets its zero.
       const V<Acc> part = x * (larger * smaller), cubic = 3 * kCubic<Acc> * (part * x * x);
-      return (t < 0 ? larger : smaller) + 2 * kSqrtTwoOverPi<Acc> * (part + cubic);
+      return (x < 0 ? smaller : larger) + 2 * kSqrtTwoOverPi<Acc> * (part + cubic);
     }
     default:
       return x > 0 ? V<Acc>{} + one : V<Acc>{};

@@ -7,7 +7,6 @@
 #define SHIFTMLP_WIDEN_HALF(x) _mm512_maskz_cvtph_ps(-1, (__m256i)(x))
 #define SHIFTMLP_NARROW_HALF(x) _mm512_maskz_cvtps_ph(-1, (__m512)(x), _MM_FROUND_TO_NEAREST_INT)
 #define SHIFTMLP_MIN(a, b) _mm512_maskz_min_ps(-1, a, b)
-#define SHIFTMLP_MAX(a, b) _mm512_maskz_max_ps(-1, a, b)
 #define SHIFTMLP_DOT(sum, a, b) _mm512_dpbf16_ps(sum, (__m512bh)(a), (__m512bh)(b))
 #define SHIFTMLP_NARROW_TWO(low, high) _mm512_cvtne2ps_pbh(high, low)
 #endif

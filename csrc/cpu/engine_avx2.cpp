@@ -12,7 +12,6 @@
 #define SHIFTMLP_WIDEN_HALF(x) _mm256_cvtph_ps((__m128i)(x))
 #define SHIFTMLP_NARROW_HALF(x) _mm256_cvtps_ph((__m256)(x), _MM_FROUND_TO_NEAREST_INT)
 #define SHIFTMLP_MIN(a, b) _mm256_min_ps(a, b)
-#define SHIFTMLP_MAX(a, b) _mm256_max_ps(a, b)
 #include "norm_backward.h"
 
 const shiftmlp::Engines* shiftmlp_engines_avx2() noexcept {

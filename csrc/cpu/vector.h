@@ -31,6 +31,7 @@ struct Half {
 
 using Floats = V<float>;
 using Words = VectorOf<uint32_t, kWidth<float>>::type;
+using Integers = VectorOf<int32_t, kWidth<float>>::type;
 using Shorts = VectorOf<uint16_t, kWidth<float>>::type;
 
 template <class To, class From>
@@ -116,18 +117,19 @@ SHIFTMLP_INLINE void store(T* y, V<Acc> v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = part[i];
 }
 
-// x within [-limit, limit]; NaN stays.
-SHIFTMLP_INLINE Floats clamp(Floats x, float limit) {
-  const Floats high = Floats{} + limit, low = Floats{} - limit;
+SHIFTMLP_INLINE Floats absolute(Floats x) { return (Floats)((Words)x & 0x7fffffff); }
+SHIFTMLP_INLINE V<double> absolute(V<double> x) { return x < 0 ? -x : x; }
+
+// min(x, limit); NaN stays.
+SHIFTMLP_INLINE Floats at_most(Floats x, float limit) {
 #ifdef SHIFTMLP_MIN
-  return (Floats)SHIFTMLP_MAX(low, SHIFTMLP_MIN(high, x));
+  return (Floats)SHIFTMLP_MIN(Floats{} + limit, x);
 #else
-  return x > high ? high : (x < low ? low : x);
+  return x > limit ? Floats{} + limit : x;
 #endif
 }
-
-SHIFTMLP_INLINE V<double> clamp(V<double> x, double limit) {
-  return x > limit ? V<double>{} + limit : (x < -limit ? V<double>{} - limit : x);
+SHIFTMLP_INLINE V<double> at_most(V<double> x, double limit) {
+  return x > limit ? V<double>{} + limit : x;
 }
 
 template <int... kValues>
