@@ -77,10 +77,11 @@ class Op:
             or torch._C._len_torch_dispatch_stack()
             or torch._C._is_any_autocast_enabled()
             or torch.autograd.profiler._is_profiler_enabled
-            or (torch.is_grad_enabled() and _any_requires_grad(*args))
             or not PLAIN.issuperset(map(type, args))
         ):
             return self.overload(*args)
+        if torch.is_grad_enabled() and _any_requires_grad(*args):
+            return self._autograd(*args)
         return self(*args)
 
     def __call__(self, *args):
