@@ -64,7 +64,7 @@ inline void check_shape(const Tensor& x, std::initializer_list<int64_t> wanted, 
   STD_TORCH_CHECK(false, name, " must be ", listed(wanted), ", got ", listed(x.sizes()));
 }
 
-constexpr int64_t kMaxLanes = 64;  // of a block, in any engine
+constexpr int64_t kMaxLanes = 64;  // of a block in any engine, and of a tile
 
 // (n,) in the accumulator's type, or nothing.
 template <class Acc>
@@ -245,6 +245,7 @@ template <class Acc>
 struct Tiling {
   static constexpr int64_t kCacheBytes = 1 << 19;  // about half of a core's second-level cache
   static constexpr int64_t kLanes = 64;            // enough to repay the reading of the weights
+  static_assert(kLanes <= kMaxLanes);
 
   int64_t lanes, blocks;  // of a tile
 
