@@ -38,12 +38,17 @@ def missing() -> str | None:
 
 
 def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
-    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``."""
-    objects = []
+    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``.
+
+    A header's text takes the place of its name in the files with kernels that include it.
+    """
+    objects, include = [], f'#include "{source}"'
     for path in SOURCES:
         text, flags = path.read_text(), FLAGS
-        if path.name == source:
+        if path.name == source or include in text:
             flags = [*FLAGS, *PLANTED_FLAGS]
+            if include in text:
+                text = text.replace(include, path.with_name(source).read_text())
             assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
             text = text.replace(right, wrong)
         compile_text = ["-x", "c++", "-", "-c", "-iquote", str(path.parent)]
@@ -130,8 +135,8 @@ def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tenso
     sizes = (ctypes.c_int32 * 5)(*x.shape, x.element_size())
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y)]
     dtype = DTYPES.index(x.dtype)
-    _call(library.spatial_shift, seed, *pointers, sizes, shift.spec.encode(), backward, dtype)
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    call(library.spatial_shift, seed, *pointers, sizes, shift.spec.encode(), backward, dtype)
+    assert fence_stands(y), f"seed {seed}: written outside of y"
     return y
 
 
@@ -149,16 +154,16 @@ def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: i
     """``out``, filled by the kernel of csrc/emulator/conformance.h that tries the primitive."""
     pointers = [None if t is None else t.data_ptr() for t in (a, b, out)]
     tensors = (ctypes.c_void_p * 3)(*pointers)
-    _call(getattr(library, f"conform_{primitive}"), seed, tensors, *args)
+    call(getattr(library, f"conform_{primitive}"), seed, tensors, *args)
     return out
 
 
 def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
-    _call(kernel, seed, ctypes.byref(params), DTYPES.index(y.dtype))
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    call(kernel, seed, ctypes.byref(params), DTYPES.index(y.dtype))
+    assert fence_stands(y), f"seed {seed}: written outside of y"
 
 
-def _call(kernel, seed: int, *args) -> None:
+def call(kernel, seed: int, *args) -> None:
     kernel.restype = ctypes.c_char_p
     message = kernel(ctypes.c_uint64(seed), *args)
     if message:
@@ -175,7 +180,7 @@ def fenced(t: Tensor, shift: int = 0) -> Tensor:
     return inside.copy_(t)
 
 
-def _fence_stands(t: Tensor) -> bool:
+def fence_stands(t: Tensor) -> bool:
     """Whether all is NaN still around a tensor that ``fenced`` made."""
     storage = t.new_empty(0).set_(t.untyped_storage())
     first = t.storage_offset()

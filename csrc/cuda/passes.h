@@ -49,7 +49,7 @@ void launch_sum_rows(const Images& a, const Images& b, float* sums, int32_t part
 void launch_sum_columns(const Images& a, Vector scale, const Images& b, float* sums, int32_t parts,
                         cudaStream_t stream);
 
-// sums[i] = sum over the parts of parts[., i], in their order; in `dtype`.
+// sums[i] = sum over the parts of parts[., i]; in `dtype`.
 void launch_sum_parts(const float* parts, int32_t count, int64_t n, void* sums, DType dtype,
                       cudaStream_t stream);
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "../cuda/passes.h"
 #include "../cuda/spatial_shift.h"
 #include "../cuda/token_linear.h"
 #include "conformance.h"
@@ -57,6 +58,35 @@ const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* 
 const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
                          shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
+}
+
+const char* moments(uint64_t seed, const shiftmlp::Images& x, float eps, float* mean, float* rstd) {
+  return run(seed, [&] { shiftmlp::launch_moments(x, eps, mean, rstd, nullptr); });
+}
+
+const char* norm(uint64_t seed, const shiftmlp::Images& x, const shiftmlp::NormParams& norm,
+                 const shiftmlp::Vector& scale, const shiftmlp::Images& residual, void* y,
+                 shiftmlp::DType dtype) {
+  return run(seed, [&] { shiftmlp::launch_norm(x, norm, scale, residual, y, dtype, nullptr); });
+}
+
+const char* norm_backward(uint64_t seed, const shiftmlp::NormBackward& p) {
+  return run(seed, [&] { shiftmlp::launch_norm_backward(p, nullptr); });
+}
+
+const char* sum_rows(uint64_t seed, const shiftmlp::Images& a, const shiftmlp::Images& b,
+                     float* sums, int32_t parts) {
+  return run(seed, [&] { shiftmlp::launch_sum_rows(a, b, sums, parts, nullptr); });
+}
+
+const char* sum_columns(uint64_t seed, const shiftmlp::Images& a, const shiftmlp::Vector& scale,
+                        const shiftmlp::Images& b, float* sums, int32_t parts) {
+  return run(seed, [&] { shiftmlp::launch_sum_columns(a, scale, b, sums, parts, nullptr); });
+}
+
+const char* sum_parts(uint64_t seed, const float* parts, int32_t count, int64_t n, void* sums,
+                      shiftmlp::DType dtype) {
+  return run(seed, [&] { shiftmlp::launch_sum_parts(parts, count, n, sums, dtype, nullptr); });
 }
 
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
