@@ -22,20 +22,27 @@ def attach(
 ) -> None:  # fmt: skip
     """Makes ``launch`` the kernel of ``op`` on "cpu" or "cuda", where its library can run."""
 
-    def refused(*inputs) -> str | None:
-        if reason := _native.why_not(backend):
+    def refused(first: Tensor, *inputs) -> str | None:
+        if reason := not_there(backend, op.names[0], first.device):
             return reason
-        for name, tensor in zip(op.names, inputs, strict=False):
+        for name, tensor in zip(op.names, (first, *inputs), strict=False):
             if isinstance(tensor, Tensor):
-                if tensor.device.type != backend:
-                    return f"{name} must be on {backend}, got {tensor.device}"
+                if tensor.device != first.device:
+                    return f"{name} is on {tensor.device}, {op.names[0]} on {first.device}"
                 if tensor.layout != torch.strided or tensor.is_quantized:
                     return f"{name} must be dense, got {tensor.dtype} in {tensor.layout}"
-        if backend == "cuda" and (reason := _native.lacks_image(inputs[0].device)):
-            return reason
-        return refuses(*inputs)
+        return refuses(first, *inputs)
 
     op.kernel(backend, refused, slower, dtypes)(launch)
+
+
+def not_there(backend: str, name: str, device: torch.device) -> str | None:
+    """Why the library of ``backend`` cannot run on the device of tensor ``name``, or None."""
+    if reason := _native.why_not(backend):
+        return reason
+    if device.type != backend:
+        return f"{name} must be on {backend}, got {device}"
+    return _native.lacks_image(device) if backend == "cuda" else None
 
 
 def refuses_mixture(*inputs) -> str | None:
