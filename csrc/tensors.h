@@ -21,6 +21,12 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Gradients = std::vector<OptionalTensor>;  // null where none is wanted
 
+struct NormArgs {
+  const std::string& kind;
+  const OptionalTensor &weight, &bias;
+  double eps;
+};
+
 // A (..., H, W, C) tensor as (B, H, W, C) with C dense. The one place where a layout is copied.
 struct Map {
   Tensor x;

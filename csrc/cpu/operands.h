@@ -193,12 +193,6 @@ struct Linear {
   }
 };
 
-struct NormArgs {
-  const std::string& kind;
-  const OptionalTensor &weight, &bias;
-  double eps;
-};
-
 // Aligned memory of a thread, handed out piece by piece.
 template <class Acc>
 class Scratch {

@@ -86,6 +86,16 @@ class Call {
     return static_cast<float*>(empty({n}, DType::kFloat32).mutable_data_ptr());
   }
 
+  // The sums of products into y, (images, rows, columns) or (rows, columns) and contiguous.
+  Result result(const Tensor& y) const {
+    const DType dtype = dtype_of(y, "y");
+    STD_TORCH_CHECK(dtype == dtype_ || dtype == DType::kFloat32, "a result must be float32 or ",
+                    torch::headeronly::toString(like_.scalar_type()));
+    STD_TORCH_CHECK(y.is_contiguous(), "results must be contiguous");
+    const int64_t columns = y.size(y.dim() - 1);
+    return {y.mutable_data_ptr(), dtype, columns * y.size(y.dim() - 2), columns};
+  }
+
  private:
   static DType product_dtype(const Tensor& x) {
     const DType dtype = dtype_of(x);
@@ -105,24 +115,71 @@ class Call {
   std::vector<Tensor> kept_;
 };
 
-// A product's sums into y, (images, rows, columns) or (rows, columns) and contiguous.
-inline Result result_in(const Tensor& y) {
-  STD_TORCH_CHECK(y.is_contiguous(), "results must be contiguous");
-  const int64_t columns = y.size(y.dim() - 1);
-  return {y.mutable_data_ptr(), dtype_of(y), columns * y.size(y.dim() - 2), columns};
+// x, of which its rows or their columns are summed over, after the norm.
+inline Operand operand_of(const Images& x, bool sums_rows, const NormParams& norm = {}) {
+  Operand operand{x.rows, sums_rows};
+  operand.mean = norm.mean, operand.rstd = norm.rstd;
+  operand.weight = norm.weight, operand.bias = norm.bias;
+  return operand;
 }
 
-// The sum over all images of p's result, which it need not have, into `gradient`: (N, M).
-inline void launch_sum_of_products(Call& call, Product p, const Tensor& gradient,
+inline NormParams launch_moments_of(Call& call, const Images& x, const NormArgs& norm,
+                                    cudaStream_t stream) {
+  STD_TORCH_CHECK(norm.kind == "none" || norm.kind == "affine" || norm.kind == "layer_norm",
+                  "no norm ", norm.kind);
+  NormParams params{nullptr, nullptr, call.vector(norm.weight, x.columns, "the weight of a norm"),
+                    call.vector(norm.bias, x.columns, "the bias of a norm")};
+  if (norm.kind == "layer_norm") {
+    const int64_t rows = x.images * x.count;
+    float* const mean = call.floats(2 * rows);
+    launch_moments(x, static_cast<float>(norm.eps), mean, mean + rows, stream);
+    params.mean = mean, params.rstd = mean + rows;
+  }
+  return params;
+}
+
+// Parts of a sum, as launch(parts) makes them, and then their sum into `gradient`.
+template <class Launch>
+void launch_sum(Call& call, int32_t parts, const Tensor& gradient, cudaStream_t stream,
+                const Launch& launch) {
+  STD_TORCH_CHECK(gradient.is_contiguous(), "gradients must be contiguous");
+  float* const memory = call.floats(parts * gradient.numel());
+  launch(memory);
+  launch_sum_parts(memory, parts, gradient.numel(), gradient.mutable_data_ptr(), dtype_of(gradient),
+                   stream);
+}
+
+// Of p's result, (N, M), over all images.
+inline void launch_sum_of_products(Call& call, Product p, const OptionalTensor& gradient,
                                    cudaStream_t stream) {
-  check_shape(gradient, {p.N, p.M}, "the gradient of a weight");
-  const int64_t elements = int64_t{p.N} * p.M;
+  if (!gradient) return;
+  check_shape(*gradient, {p.N, p.M}, "the gradient of a weight");
   p.splits = parts_of(p.images * p.K, 256, ceil_div(p.M, 128) * ceil_div(p.N, 128));
-  float* parts = call.floats(p.splits * elements);
-  p.result = {parts, DType::kFloat32, elements, p.M};
-  launch_product(p, stream);
-  const Result sum = result_in(gradient);
-  launch_sum_parts(parts, p.splits, elements, sum.data, sum.dtype, stream);
+  launch_sum(call, p.splits, *gradient, stream, [&](float* parts) {
+    p.result = {parts, DType::kFloat32, int64_t{p.N} * p.M, p.M};
+    launch_product(p, stream);
+  });
+}
+
+// Of a, or a * b, over all rows.
+inline void launch_sum_over_rows(Call& call, const Images& a, const Images& b,
+                                 const OptionalTensor& gradient, cudaStream_t stream) {
+  if (!gradient) return;
+  check_shape(*gradient, {a.columns}, "the gradient of a vector");
+  const int32_t parts = parts_of(a.images * a.count, 16, ceil_div(a.columns, 2048));
+  launch_sum(call, parts, *gradient, stream,
+             [&](float* sums) { launch_sum_rows(a, b, sums, parts, stream); });
+}
+
+// Of a * scale, or a * scale * b, over the columns and images.
+inline void launch_sum_over_columns(Call& call, const Images& a, const Vector& scale,
+                                    const Images& b, const OptionalTensor& gradient,
+                                    cudaStream_t stream) {
+  if (!gradient) return;
+  check_shape(*gradient, {a.count}, "the gradient of a vector");
+  const int32_t parts = parts_of(a.images, 1, ceil_div(a.count, 8));
+  launch_sum(call, parts, *gradient, stream,
+             [&](float* sums) { launch_sum_columns(a, scale, b, sums, parts, stream); });
 }
 
 }  // namespace shiftmlp
