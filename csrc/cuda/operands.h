@@ -17,7 +17,7 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // As many parts of `work` that has `blocks` blocks already as fill a device, each worth `least`.
 inline int32_t parts_of(int64_t work, int64_t least, int64_t blocks = 1) {
-  const int64_t wanted = std::min(ceil_div(kBlocks, blocks), work / least);
+  const int64_t wanted = std::min(ceil_div(kBlocks, std::max<int64_t>(blocks, 1)), work / least);
   return static_cast<int32_t>(std::max<int64_t>(wanted, 1));
 }
 
@@ -180,6 +180,32 @@ inline void launch_sum_over_columns(Call& call, const Images& a, const Vector& s
   const int32_t parts = parts_of(a.images, 1, ceil_div(a.count, 8));
   launch_sum(call, parts, *gradient, stream,
              [&](float* sums) { launch_sum_columns(a, scale, b, sums, parts, stream); });
+}
+
+// What is wanted of the norm's adjoint, of which p has the inputs.
+inline void launch_norm_gradients(Call& call, NormBackward p, const OptionalTensor& dx,
+                                  const OptionalTensor& dweight, const OptionalTensor& dbias,
+                                  const OptionalTensor& dscale, cudaStream_t stream) {
+  const int32_t columns = p.x.columns;
+  if (dx) {
+    check_shape(*dx, {p.x.images, p.x.count, columns}, "the gradient of x");
+    const Result to = call.result(*dx);
+    p.dx = to.data, p.dtype = to.dtype;
+  }
+  p.parts = parts_of(p.x.images * p.x.count, 16, ceil_div(columns, 2048));
+  const auto sums_for = [&](const OptionalTensor& gradient) {
+    if (!gradient) return static_cast<float*>(nullptr);
+    check_shape(*gradient, {columns}, "the gradient of a vector");
+    return call.floats(int64_t{p.parts} * columns);
+  };
+  p.dweight = sums_for(dweight), p.dbias = sums_for(dbias), p.dscale = sums_for(dscale);
+  launch_norm_backward(p, stream);
+  const auto add_up = [&](const float* sums, const OptionalTensor& gradient) {
+    if (gradient)
+      launch_sum_parts(sums, p.parts, columns, gradient->mutable_data_ptr(), dtype_of(*gradient),
+                       stream);
+  };
+  add_up(p.dweight, dweight), add_up(p.dbias, dbias), add_up(p.dscale, dscale);
 }
 
 }  // namespace shiftmlp
