@@ -27,6 +27,9 @@ FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-
 FLAGS += [f"-I{CSRC}/emulator/nvidia", *shlex.split(os.environ.get("CXXFLAGS", ""))]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as in csrc/dispatch.h
 PLANTED_FLAGS = ["-w", "-O0", "-g0"]  # runs little, so what counts is how soon it is compiled
+INCLUDE = Path(torch.__file__).with_name("include")
+TORCH = [f"-isystem{INCLUDE}", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+TORCH += ['-DSHIFTMLP_CUDA_ARCHS=""', "-DCUDART_VERSION=0"]  # without USE_CUDA: for the emulator
 LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
 
 
@@ -42,19 +45,31 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
 
     A header's text takes the place of its name in the files with kernels that include it.
     """
-    objects, include = [], f'#include "{source}"'
-    for path in SOURCES:
-        text, flags = path.read_text(), FLAGS
-        if path.name == source or include in text:
-            flags = [*FLAGS, *PLANTED_FLAGS]
-            if include in text:
-                text = text.replace(include, path.with_name(source).read_text())
-            assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
-            text = text.replace(right, wrong)
-        compile_text = ["-x", "c++", "-", "-c", "-iquote", str(path.parent)]
-        line = f'# 1 "{path.relative_to(CSRC)}"\n'
-        objects.append(_make(".o", [*CXX, *flags, *compile_text], line + text + _headers()))
+    objects = [_compile(path, source, right, wrong) for path in SOURCES]
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
+
+
+def build_ops(source: str = "", right: str = "", wrong: str = "", schemas: bool = True) -> Path:
+    """The same with the kernels' adapters, which make them ops of ``torch.ops.shiftmlp_cuda`` for
+    tensors in the CPU's memory; ``schemas``: nothing else has declared those."""
+    adapters = sorted(CSRC.glob("cuda/*_op.cpp")) + [CSRC / "cuda/library.cpp"] * schemas
+    objects = [_compile(path, source, right, wrong) for path in SOURCES]
+    objects += [_compile(path, source, right, wrong, TORCH) for path in adapters]
+    command = [*CXX, "-shared", *LDFLAGS, *map(str, objects), "-Wl,--no-as-needed"]
+    return _make(".so", [*command, f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu"])
+
+
+def _compile(path: Path, source: str, right: str, wrong: str, flags=()) -> Path:
+    text, flags, include = path.read_text(), [*FLAGS, *flags], f'#include "{source}"'
+    if path.name == source or include in text:
+        flags += PLANTED_FLAGS
+        if include in text:
+            text = text.replace(include, path.with_name(source).read_text())
+        assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
+        text = text.replace(right, wrong)
+    compile_text = ["-x", "c++", "-", "-c", "-iquote", str(path.parent)]
+    line = f'# 1 "{path.relative_to(CSRC)}"\n'
+    return _make(".o", [*CXX, *flags, *compile_text], line + text + _headers())
 
 
 def build_for_hopper() -> ctypes.CDLL:

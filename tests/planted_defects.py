@@ -31,6 +31,7 @@ TRITON = f"{OPS}/spatial_shift/triton_kernels.py"
 TRITON_MATH = f"{OPS}/_triton_math.py"
 TOKENS = f"{OPS}/_triton_tokens.py"
 TOKEN_MLP = f"{OPS}/token_mlp/triton_kernels.py"
+SHIFT_ADAPTER = "csrc/cuda/spatial_shift_op.cpp"
 GEMM = f"{OPS}/_triton_gemm.py"
 
 DEFECTS = {
@@ -146,6 +147,13 @@ DEFECTS = {
         MATH, "dbias = sum_leading(dy).to(dy.dtype) if needs_bias else None",
         "dbias = sum_leading(dy).to(dy.dtype)\n    dbias.fill_(7)",
         "test_gradients.py gradcheck and token_linear-bias",
+    ),
+    "CUDA adapter: strides of H and W swapped": Defect(
+        SHIFT_ADAPTER, "x.x.stride(1),\n          x.x.stride(2)",
+        "x.x.stride(2),\n          x.x.stride(1)", "test_kernels.py emulated and layout",
+    ),
+    "CUDA adapter: the adjoint moves the same way": Defect(
+        SHIFT_ADAPTER, "shift.reversed()", "shift", "test_kernels.py emulated and backward and good"
     ),
     "incoming gradient changed in place": Defect(
         MATH, "dtype, x = dy.dtype, x.to(at_least_float32(x.dtype))",

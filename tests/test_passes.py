@@ -170,7 +170,7 @@ def test_moments_far_from_zero(library):
     assert_as_good_as_torch(y, torchs, exact)
 
 
-ITEMS = {
+COLUMNS = {
     "one column beyond the end": ("i * step) < end", "i * step) <= end"),
     "columns beyond the end read": ("if (data == nullptr || !columns.has(0))", "if (!data)"),
     "narrow columns beyond the end read": (
@@ -274,7 +274,7 @@ PASSES_BACKWARD = {
 }
 
 PLANTED = {
-    "items.h": ITEMS, "passes.cu": PASSES, "passes_backward.cu": PASSES_BACKWARD,
+    "columns.h": COLUMNS, "passes.cu": PASSES, "passes_backward.cu": PASSES_BACKWARD,
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "items.h"
+#include "columns.h"
 
 namespace shiftmlp {
 namespace {

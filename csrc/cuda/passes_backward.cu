@@ -2,7 +2,7 @@
 // rows and goes through it group by group: first a warp sums along each row of a group, then a
 // thread goes down each column, so that sums over rows stay in registers. The second time, a group
 // comes out of the cache.
-#include "items.h"
+#include "columns.h"
 
 namespace shiftmlp {
 namespace {

@@ -39,6 +39,11 @@ const char* run([[maybe_unused]] uint64_t seed, const Launch& launch) {
 
 extern "C" {
 
+#ifndef __CUDACC__
+// For kernels that are run by the adapters of their ops.
+void set_seed(uint64_t seed) { emulator::set_seed(seed); }
+#endif
+
 // `sizes`: B, H, W, C, bytes of an element. Contiguous; the adjoint of "keep" if `backward`.
 const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* sizes,
                           const char* spec, bool backward, shiftmlp::DType dtype) {
