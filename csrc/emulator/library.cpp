@@ -4,6 +4,7 @@
 #include <string>
 #include <tuple>
 
+#include "../cuda/product.h"
 #include "../cuda/spatial_shift.h"
 #include "../cuda/token_linear.h"
 #include "conformance.h"
@@ -57,6 +58,22 @@ const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* 
 const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
                          shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
+}
+
+// Of each operand the spec of its shift, or nullptr.
+const char* product(uint64_t seed, shiftmlp::Product p, const char* columns_spec,
+                    const char* rows_spec) {
+  return run(seed, [&] {
+    shiftmlp::Shift shifts[2];
+    const auto set = [](shiftmlp::Operand& operand, const char* spec, shiftmlp::Shift& shift) {
+      if (spec == nullptr) return;
+      shift = shiftmlp::Shift::parse(spec).within(operand.H, operand.W);
+      operand.shift = &shift;
+    };
+    set(p.columns, columns_spec, shifts[0]);
+    set(p.rows, rows_spec, shifts[1]);
+    shiftmlp::launch_product(p, nullptr);
+  });
 }
 
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
