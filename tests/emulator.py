@@ -121,6 +121,69 @@ class TokenLinearParams(ctypes.Structure):
     ]
 
 
+class Rows(ctypes.Structure):
+    """This and the next four: as in csrc/cuda/product.h."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("stride_b", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+    ]
+
+    @classmethod
+    def of(cls, t: Tensor | None):
+        """Of (images, rows, columns), or of (rows, columns), which all images share."""
+        return cls() if t is None else cls(t.data_ptr(), *[0, *t.stride()][-3:-1])
+
+
+class Vector(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32)]
+
+    @classmethod
+    def of(cls, t: Tensor | None):
+        return cls() if t is None else cls(t.data_ptr(), DTYPES.index(t.dtype))
+
+
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")  # as in csrc/activation.h
+
+
+class Operand(ctypes.Structure):
+    _fields_ = [
+        ("rows", Rows),
+        ("sums_rows", ctypes.c_bool),
+        ("shift", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in "HW"),
+        *((name, ctypes.c_void_p) for name in ("mean", "rstd")),
+        *((name, Vector) for name in ("weight", "bias")),
+        ("activation", ctypes.c_int32),
+        ("scale", Vector),
+        ("factor", Rows),
+    ]
+
+
+class Result(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("stride_b", "stride")),
+        *((name, Vector) for name in ("row_bias", "column_bias")),
+        ("activation", ctypes.c_int32),
+        ("slope_of", Rows),
+        ("scale", Vector),
+        *((name, Rows) for name in ("factor", "residual")),
+    ]
+
+
+class Product(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int32),
+        *((name, Operand) for name in ("columns", "rows")),
+        ("result", Result),
+        ("images", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("M", "N", "K", "splits")),
+    ]
+
+
 class HopperExampleParams(ctypes.Structure):
     """As in csrc/emulator/hopper_example.h."""
 
@@ -142,6 +205,13 @@ def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=
     params = TokenLinearParams(*pointers, B, S, T, C, *x.stride()[:2], weight.stride(0), *strides)
     _run(library.token_linear, seed, params, y)
     return y
+
+
+def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
+    """Fills what lies in y, of which ``params`` tells; ``shifts``: of the columns and the rows, or None."""
+    specs = [None if shift is None else shift.spec.encode() for shift in shifts]
+    _call(library.product, seed, params, *specs)
+    assert _fence_stands(y), f"seed {seed}: written outside of y"
 
 
 def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tensor:

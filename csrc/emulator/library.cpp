@@ -94,6 +94,22 @@ const char* sum_parts(uint64_t seed, const float* parts, int32_t count, int64_t 
   return run(seed, [&] { shiftmlp::launch_sum_parts(parts, count, n, sums, dtype, nullptr); });
 }
 
+// Of each operand the spec of its shift, or nullptr.
+const char* product(uint64_t seed, shiftmlp::Product p, const char* columns_spec,
+                    const char* rows_spec) {
+  return run(seed, [&] {
+    shiftmlp::Shift shifts[2];
+    const auto set = [](shiftmlp::Operand& operand, const char* spec, shiftmlp::Shift& shift) {
+      if (spec == nullptr) return;
+      shift = shiftmlp::Shift::parse(spec).within(operand.H, operand.W);
+      operand.shift = &shift;
+    };
+    set(p.columns, columns_spec, shifts[0]);
+    set(p.rows, rows_spec, shifts[1]);
+    shiftmlp::launch_product(p, nullptr);
+  });
+}
+
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
                            shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });

@@ -1,0 +1,109 @@
+// Neighbouring elements of a row, as many as 16 bytes of a 16-bit type are, in float32. They are
+// accessed 16 bytes at a time where their address and the row's end allow it.
+#pragma once
+
+#include "../dispatch.h"
+#include "device.h"
+#include "product.h"
+
+namespace shiftmlp {
+
+constexpr int kItems = 8;
+
+struct Items {
+  float at[kItems];
+};
+
+template <class F>
+__device__ void for_each_item(const F& f) {
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) f(i);
+}
+
+template <class T>
+union Packed {
+  Bits128 words[kItems * sizeof(T) / 16];
+  T items[kItems];
+  __device__ Packed() {}
+};
+
+template <class T>
+__device__ bool whole(const T* at, int count) {
+  return count >= kItems && reinterpret_cast<uintptr_t>(at) % 16 == 0;
+}
+
+// The first `count` items, and zeros.
+template <class T>
+__device__ Items read(const T* from, int count) {
+  Packed<T> packed;
+  if (whole(from, count)) {
+#pragma unroll
+    for (unsigned i = 0; i < sizeof packed / 16; ++i) {
+      packed.words[i] = reinterpret_cast<const Bits128*>(from)[i];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) packed.items[i] = i < count ? from[i] : T(0.0f);
+  }
+  Items to;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) to.at[i] = float(packed.items[i]);
+  return to;
+}
+
+template <class T>
+__device__ void write(T* to, const Items& from, int count) {
+  Packed<T> packed;
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) packed.items[i] = T(from.at[i]);
+  if (whole(to, count)) {
+#pragma unroll
+    for (unsigned i = 0; i < sizeof packed / 16; ++i) {
+      reinterpret_cast<Bits128*>(to)[i] = packed.words[i];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      if (i < count) to[i] = packed.items[i];
+    }
+  }
+}
+
+// Of T elements: column c on, of row r of image b.
+template <class T>
+__device__ Items read(const Rows& rows, int64_t b, int64_t r, int64_t c, int count) {
+  return read(static_cast<const T*>(rows.data) + b * rows.stride_b + r * rows.stride + c, count);
+}
+
+// The numbers from `at` on; where there is no vector, `otherwise`.
+__device__ inline Items read(const Vector& v, int64_t at, int count, float otherwise) {
+  if (v.data == nullptr) {
+    Items to;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) to.at[i] = otherwise;
+    return to;
+  }
+  switch (v.dtype) {
+    case DType::kFloat16:
+      return read(static_cast<const __half*>(v.data) + at, count);
+    case DType::kBFloat16:
+      return read(static_cast<const __nv_bfloat16*>(v.data) + at, count);
+    default:
+      return read(static_cast<const float*>(v.data) + at, count);
+  }
+}
+
+// One number; where there is no vector, 0.
+__device__ inline float read(const Vector& v, int64_t at) {
+  if (v.data == nullptr) return 0.0f;
+  switch (v.dtype) {
+    case DType::kFloat16:
+      return float(static_cast<const __half*>(v.data)[at]);
+    case DType::kBFloat16:
+      return float(static_cast<const __nv_bfloat16*>(v.data)[at]);
+    default:
+      return static_cast<const float*>(v.data)[at];
+  }
+}
+
+}  // namespace shiftmlp
