@@ -208,10 +208,10 @@ def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=
 
 
 def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
-    """Fills what lies in y, of which ``params`` tells; ``shifts``: of the columns and the rows, or None."""
+    """Fills what ``params`` tells of in y; ``shifts``: of the columns and the rows, or None."""
     specs = [None if shift is None else shift.spec.encode() for shift in shifts]
-    _call(library.product, seed, params, *specs)
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    call(library.product, seed, params, *specs)
+    assert fence_stands(y), f"seed {seed}: written outside of y"
 
 
 def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tensor:

@@ -4,24 +4,10 @@ import ctypes
 
 import emulator
 import torch
-from emulator import DTYPES, fenced
+from emulator import DTYPES, Rows, Vector, fenced
 from torch import Tensor
 
 EPS = 1e-6
-
-
-class Rows(ctypes.Structure):
-    """As in csrc/cuda/product.h."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p), ("stride_b", ctypes.c_int64), ("stride", ctypes.c_int64),
-    ]  # fmt: skip
-
-
-class Vector(ctypes.Structure):
-    """As in csrc/cuda/product.h."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32)]
 
 
 class Images(ctypes.Structure):
@@ -56,20 +42,16 @@ def pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-def vector(t: Tensor | None) -> Vector:
-    return Vector() if t is None else Vector(t.data_ptr(), DTYPES.index(t.dtype))
-
-
 def images(t: Tensor | None) -> Images:
     """(images, rows, columns)"""
     if t is None:
         return Images()
-    return Images(Rows(t.data_ptr(), *t.stride()[:2]), DTYPES.index(t.dtype), *t.shape)
+    return Images(Rows.of(t), DTYPES.index(t.dtype), *t.shape)
 
 
 def norm_params(moments=None, weight=None, bias=None) -> NormParams:
     mean, rstd = moments or (None, None)
-    return NormParams(pointer(mean), pointer(rstd), vector(weight), vector(bias))
+    return NormParams(pointer(mean), pointer(rstd), Vector.of(weight), Vector.of(bias))
 
 
 class Passes:
@@ -101,7 +83,7 @@ class Passes:
     def norm(self, x, moments=None, weight=None, bias=None, scale=None, residual=None, dtype=None):
         y = self.result(*x.shape, dtype=dtype or x.dtype, shift=self.shift)
         norm, to = norm_params(moments, weight, bias), DTYPES.index(y.dtype)
-        self.run("norm", images(x), norm, vector(scale), images(residual), y, to)
+        self.run("norm", images(x), norm, Vector.of(scale), images(residual), y, to)
         return y
 
     def norm_backward(self, dy, x, moments, weight, bias, scale, parts=3):
@@ -111,7 +93,14 @@ class Passes:
         norm = norm_params(moments, weight, bias)
         to = [t.data_ptr() for t in (dx, *sums)]
         params = NormBackward(
-            images(dy), images(x), norm, vector(scale), to[0], DTYPES.index(x.dtype), *to[1:], parts
+            images(dy),
+            images(x),
+            norm,
+            Vector.of(scale),
+            to[0],
+            DTYPES.index(x.dtype),
+            *to[1:],
+            parts,
         )
         self.run("norm_backward", params)
         return dx, *(self.sum_parts(each) for each in sums)
@@ -123,7 +112,7 @@ class Passes:
 
     def sum_columns(self, a, scale=None, b=None, parts=3, dtype=torch.float32):
         sums = self.result(parts, a.shape[1])
-        self.run("sum_columns", images(a), vector(scale), images(b), sums, parts)
+        self.run("sum_columns", images(a), Vector.of(scale), images(b), sums, parts)
         return self.sum_parts(sums, dtype)
 
     def sum_parts(self, parts, dtype=torch.float32):
