@@ -1,7 +1,8 @@
 """The backend "emulated": every "cuda" kernel, its adapter included, on tensors in CPU memory.
 
 It refuses what "cuda" refuses, but for the device, and each of its calls has the threads run in
-another order. Tests that walk the backends walk it too, where the emulator can be built.
+another order. Tests that walk the backends walk it too, where the emulator can be built. A call
+takes 10 to 100 ms, so that what those tests may cost is decided here, by DRAWS and `some`.
 """
 
 import ctypes
@@ -17,6 +18,13 @@ from shiftmlp.ops import _native as native
 from shiftmlp.ops._op import Op
 
 BACKENDS = [] if emulator.missing() else ["emulated"]
+DRAWS = 4  # of a case whose result is a few numbers
+
+
+def some(subsets: list) -> list:
+    """All of them if they are few; otherwise a fifth, in which every choice still meets most of the
+    others: there are two or three of each."""
+    return subsets if len(subsets) <= 24 else subsets[::5]
 
 
 @functools.cache
