@@ -188,7 +188,7 @@ def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=
 
 
 def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
-    """Fills what lies in y, of which ``params`` tells; ``shifts``: of the columns and the rows, or None."""
+    """Fills the result that ``params`` tells of, in y; ``shifts``: of the columns and the rows."""
     specs = [None if shift is None else shift.spec.encode() for shift in shifts]
     _call(library.product, seed, params, *specs)
     assert _fence_stands(y), f"seed {seed}: written outside of y"
