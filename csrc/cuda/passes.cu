@@ -128,9 +128,10 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// A warp owns a row of a part, and goes through the images of the part.
+// A warp owns a row of a part, and goes through the images of the part. Not asked for two blocks,
+// the compiler spills on some devices to have room for more.
 template <bool kAligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     sum_columns_kernel(const __grid_constant__ Matrix a, Vector scale,
                        const __grid_constant__ Matrix b, int64_t images, int32_t rows,
                        int32_t columns, float* sums, int32_t parts) {
