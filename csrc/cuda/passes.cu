@@ -1,8 +1,10 @@
-// Moments, norm and sums over columns: a few operations on every element, so memory decides. A warp
-// owns a row and reads it with all the accesses under way that its registers have room for.
+// Moments, norm, the adjoint of activations and sums over columns: a few operations on every
+// element, so memory decides. A warp owns a row and reads it with all the accesses under way that
+// its registers have room for.
 #include <algorithm>
 #include <cmath>
 
+#include "activation.h"
 #include "columns.h"
 
 namespace shiftmlp {
@@ -100,6 +102,32 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+template <bool kAligned>
+__global__ void __launch_bounds__(kThreads)
+    activation_backward_kernel(const __grid_constant__ Matrix dy, int64_t rows, int32_t columns,
+                               Vector scale, const __grid_constant__ Matrix x,
+                               Activation activation, void* dx, DType dtype) {
+  using Strip = RowStrip<kAligned, 2>;
+  for_each_row(rows, [&](int64_t row) {
+    for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
+      const Strip gradient(dy, row, begin, columns), inner(x, row, begin, columns);
+#pragma unroll
+      for (int i = 0; i < Strip::kLoads; ++i) {
+        const Columns<kAligned> at = gradient.columns(begin, columns, i);
+        const Floats value = widened(inner.raw[i], x.dtype);
+        Floats v = product(widened(gradient.raw[i], dy.dtype), load(scale, 1.0f, at));
+        with_activation(activation, [&](auto constant) {
+#pragma unroll
+          for (int j = 0; j < kItems; ++j) {
+            v.at[j] = activate_backward<decltype(constant)::value>(v.at[j], value.at[j]);
+          }
+        });
+        store(v, dx, dtype, row * columns, at);
+      }
+    }
+  });
+}
+
 // A warp owns a row of a part, and goes through the images of the part.
 template <bool kAligned>
 __global__ void __launch_bounds__(kThreads)
@@ -153,6 +181,17 @@ void launch_norm(const Images& x, const NormParams& norm, Vector scale, const Im
   const auto kernel = alignment.holds() ? norm_kernel<true> : norm_kernel<false>;
   launch(kernel, blocks_for(rows), dim3(kThreads), 0, stream, Matrix(x), rows, x.columns, norm,
          scale, Matrix(residual), y, dtype);
+}
+
+void launch_activation_backward(const Images& dy, Vector scale, const Images& x,
+                                Activation activation, void* dx, DType dtype, cudaStream_t stream) {
+  const int64_t rows = x.images * x.count;
+  if (rows == 0) return;
+  const auto kernel = Alignment(x.columns).with(dy).with(scale).with(x).with(dx).holds()
+                          ? activation_backward_kernel<true>
+                          : activation_backward_kernel<false>;
+  launch(kernel, blocks_for(rows), dim3(kThreads), 0, stream, Matrix(dy), rows, x.columns, scale,
+         Matrix(x), activation, dx, dtype);
 }
 
 void launch_sum_columns(const Images& a, Vector scale, const Images& b, float* sums, int32_t parts,

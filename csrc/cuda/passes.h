@@ -41,6 +41,10 @@ struct NormBackward {
 };
 void launch_norm_backward(const NormBackward& p, cudaStream_t stream);
 
+// dx = dy * scale * activation'(x), contiguous, in `dtype`. It may take the place of dy.
+void launch_activation_backward(const Images& dy, Vector scale, const Images& x,
+                                Activation activation, void* dx, DType dtype, cudaStream_t stream);
+
 // (parts, columns): sums over the rows of all images of a, or of a * b where b has data.
 void launch_sum_rows(const Images& a, const Images& b, float* sums, int32_t parts,
                      cudaStream_t stream);

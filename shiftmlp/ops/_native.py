@@ -65,8 +65,10 @@ def refuses_in_products(op: Op) -> Callable:
             tensor = inputs[i]
             if tensor is not None and tensor.dtype != first.dtype:
                 return f"{name} must be {first.dtype} like {op.names[0]}, got {tensor.dtype}"
-            if tensor is not None and max(tensor.shape[-2:]) >= 2**31:
-                return f"rows and columns must be below 2^31, got {tuple(tensor.shape)} for {name}"
+            if tensor is not None and (rows := math.prod(tensor.shape[:-1])) >= 2**31:
+                return f"{name} must have less than 2^31 rows, got {rows}"
+            if tensor is not None and tensor.shape[-1] >= 2**31:
+                return f"{name} must have less than 2^31 columns, got {tensor.shape[-1]}"
         if any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in inputs):
             return "float64 must not mix with other dtypes"
         return None
@@ -136,24 +138,39 @@ def one_image(x: Tensor | None) -> Tensor | None:
 
 def attach_products(
     op: DifferentiableOp, forward: Callable, backward: Callable, slower: Callable,
-    slower_backward: Callable,
+    slower_backward: Callable, refusal_of: Callable = lambda op: never,
 ) -> None:  # fmt: skip
     """Makes ``forward(library, *inputs)`` and ``backward(library, gradients, dy, *saved)`` the
-    kernels of ``op`` on "cpu" and "cuda"; the slower ones are asked on the CPU."""
-    cpu, cuda = torch.ops.shiftmlp_cpu, torch.ops.shiftmlp_cuda
-    attach(op, "cpu", functools.partial(forward, cpu), refuses_mixture, FLOATS, slower)
-    attach_backward(op, functools.partial(backward, cpu), refuses_mixture, slower_backward)
-    refuses = refuses_in_products(op)
-    attach(op, "cuda", functools.partial(forward, cuda), refuses, HALVES, is_unproven)
-    refuses = refuses_in_products(op.backward)
-    backward = functools.partial(backward, cuda)
-    attach_backward(op, backward, refuses, is_unproven, HALVES, "cuda")
+    kernels of ``op`` on "cpu" and "cuda"; the slower ones are asked on the CPU. ``refusal_of``, the
+    op or its backward, is what both libraries refuse of it besides."""
+
+    def attach_to(backend, refuses_of, dtypes, slower, slower_backward):
+        library = getattr(torch.ops, f"shiftmlp_{backend}")
+        refuses, refuses_backward = (
+            either(refusal_of(each), refuses_of(each)) for each in (op, op.backward)
+        )
+        launch = functools.partial(forward, library)
+        attach(op, backend, launch, refuses, dtypes, slower)
+        launch = functools.partial(backward, library)
+        attach_backward(op, backend, launch, refuses_backward, dtypes, slower_backward)
+
+    attach_to("cpu", lambda each: refuses_mixture, FLOATS, slower, slower_backward)
+    attach_to("cuda", refuses_in_products, HALVES, is_unproven, is_unproven)
+
+
+def either(*refusals: Callable) -> Callable:
+    """The first reason."""
+    return lambda *inputs: next(filter(None, (refuses(*inputs) for refuses in refusals)), None)
 
 
 def attach_backward(
-    op: DifferentiableOp, launch: Callable, refuses: Callable, slower: Callable, dtypes=FLOATS,
-    backend: str = "cpu",
-) -> None:  # fmt: skip
+    op: DifferentiableOp,
+    backend: str,
+    launch: Callable,
+    refuses: Callable,
+    dtypes,
+    slower: Callable,
+) -> None:
     """Makes ``launch(gradients, dy, *saved)`` the kernel of ``op``'s backward on ``backend``.
 
     It fills ``gradients``, in the order of the tensors, None where none is wanted.
