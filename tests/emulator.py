@@ -208,7 +208,7 @@ def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=
 
 
 def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
-    """Fills what ``params`` tells of in y; ``shifts``: of the columns and the rows, or None."""
+    """Fills the result that ``params`` tells of, in y; ``shifts``: of the columns and the rows."""
     specs = [None if shift is None else shift.spec.encode() for shift in shifts]
     call(library.product, seed, params, *specs)
     assert fence_stands(y), f"seed {seed}: written outside of y"

@@ -317,10 +317,11 @@ def test_sizes(layout, sizes, library):
 
 
 @pytest.mark.parametrize("option", EXACT)
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["token", "channel", "channel dw"])
 def test_options_are_exact_on_integers(layout, option, library):
+    """In every combination of what is summed over, with either operand shared or none."""
     for seed in SEEDS:
-        sizes = [(24, 14, 40), (21, 9, 35), (72, 24, 49)][seed % 3]
+        sizes = [(24, 14, 40), (21, 9, 27), (72, 24, 17)][seed % 3]
         c = case(layout, *sizes, images=2, dtype=DTYPES[seed % 2])
         check_exact(library, seed, with_option(c, option), option)
 

@@ -34,7 +34,7 @@ __device__ bool whole(const T* at, int count) {
 
 // The first `count` items, and zeros.
 template <class T>
-__device__ Items read(const T* from, int count) {
+__device__ Packed<T> pack(const T* from, int count) {
   Packed<T> packed;
   if (whole(from, count)) {
 #pragma unroll
@@ -45,9 +45,13 @@ __device__ Items read(const T* from, int count) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) packed.items[i] = i < count ? from[i] : T(0.0f);
   }
+  return packed;
+}
+template <class T>
+__device__ Items read(const T* from, int count) {
+  const Packed<T> packed = pack(from, count);
   Items to;
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) to.at[i] = float(packed.items[i]);
+  for_each_item([&](int i) { to.at[i] = float(packed.items[i]); });
   return to;
 }
 
@@ -70,6 +74,10 @@ __device__ void write(T* to, const Items& from, int count) {
 }
 
 // Of T elements: column c on, of row r of image b.
+template <class T>
+__device__ Packed<T> pack(const Rows& rows, int64_t b, int64_t r, int64_t c, int count) {
+  return pack(static_cast<const T*>(rows.data) + b * rows.stride_b + r * rows.stride + c, count);
+}
 template <class T>
 __device__ Items read(const Rows& rows, int64_t b, int64_t r, int64_t c, int count) {
   return read(static_cast<const T*>(rows.data) + b * rows.stride_b + r * rows.stride + c, count);

@@ -25,7 +25,7 @@ struct Layout {
 };
 
 struct Params {
-  Side columns, rows;
+  Side sides[2];  // columns and rows
   Result result;
   int64_t first;  // image of this launch
   int64_t images;
@@ -78,26 +78,25 @@ struct Part {
   }
 };
 
-// The block's rows of the result, from their sums.
+// Makes the result of the sums, two times over them: what is long is compiled once, what waits for
+// memory is asked for several rows at a time.
 template <class T, class Shape>
-__device__ void finish(const Params& p, const Part& part,
-                       const float (&sums)[Shape::kN][Shape::kM + 4]) {
-  constexpr int kAcross = Shape::kM / kItems;
+__device__ void finish(const Params& p, const Part& part, float (&sums)[Shape::kN][Shape::kM + 4]) {
+  constexpr int kAcross = Shape::kM / kItems, kDown = Shape::kThreads / kAcross, kBatch = 4;
   const Result& y = p.result;
-  const int column = threadIdx.x % kAcross * kItems;
+  const int column = threadIdx.x % kAcross * kItems, first = threadIdx.x / kAcross;
   const int32_t m = part.m + column, count = p.M - m;
+  const int32_t rows = p.N - part.n < Shape::kN ? p.N - part.n : Shape::kN;
   if (count <= 0) return;
   const Items column_bias = read(y.column_bias, m, count, 0.0f);
-  const Items scale = read(y.scale, m, count, 1.0f);
-  for (int row = threadIdx.x / kAcross; row < Shape::kN; row += Shape::kThreads / kAcross) {
+#pragma unroll 1
+  for (int row = first; row < rows; row += kDown) {
     const int32_t n = part.n + row;
-    if (n >= p.N) return;
-    const auto each = [&](const Rows& rows) { return read<T>(rows, part.image, n, m, count); };
     Items v = read(&sums[row][column], kItems);
     const float row_bias = read(y.row_bias, n);
     for_each_item([&](int i) { v.at[i] += row_bias + column_bias.at[i]; });
     if (y.slope_of.data) {
-      const Items at = each(y.slope_of);
+      const Items at = read<T>(y.slope_of, part.image, n, m, count);
       with_activation(y.activation, [&](auto activation) {
         constexpr Activation kActivation = decltype(activation)::value;
         for_each_item([&](int i) { v.at[i] = activate_backward<kActivation>(v.at[i], at.at[i]); });
@@ -107,20 +106,36 @@ __device__ void finish(const Params& p, const Part& part,
         for_each_item([&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
       });
     }
-    for_each_item([&](int i) { v.at[i] *= scale.at[i]; });
-    if (y.factor.data) {
-      const Items factor = each(y.factor);
-      for_each_item([&](int i) { v.at[i] *= factor.at[i]; });
+    write(&sums[row][column], v, kItems);
+  }
+  const Items scale = read(y.scale, m, count, 1.0f);
+#pragma unroll 1
+  for (int above = first; above < rows; above += kBatch * kDown) {
+    Packed<T> factors[kBatch], residuals[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int row = above + i * kDown;
+      if (row >= rows) break;
+      if (y.factor.data) factors[i] = pack<T>(y.factor, part.image, part.n + row, m, count);
+      if (y.residual.data) residuals[i] = pack<T>(y.residual, part.image, part.n + row, m, count);
     }
-    if (y.residual.data) {
-      const Items residual = each(y.residual);
-      for_each_item([&](int i) { v.at[i] += residual.at[i]; });
-    }
-    const int64_t at = part.image * y.stride_b + n * y.stride + m;
-    if (y.dtype == DType::kFloat32) {
-      write(static_cast<float*>(y.data) + at, v, count);
-    } else {
-      write(static_cast<T*>(y.data) + at, v, count);
+#pragma unroll
+    for (int batch = 0; batch < kBatch; ++batch) {
+      const int row = above + batch * kDown;
+      if (row >= rows) break;
+      Items v = read(&sums[row][column], kItems);
+      const Packed<T>&factor = factors[batch], &residual = residuals[batch];
+      for_each_item([&](int i) {
+        v.at[i] *= scale.at[i];
+        if (y.factor.data) v.at[i] *= float(factor.items[i]);
+        if (y.residual.data) v.at[i] += float(residual.items[i]);
+      });
+      const int64_t at = part.image * y.stride_b + (part.n + row) * y.stride + m;
+      if (y.dtype == DType::kFloat32) {
+        write(static_cast<float*>(y.data) + at, v, count);
+      } else {
+        write(static_cast<T*>(y.data) + at, v, count);
+      }
     }
   }
 }
@@ -134,28 +149,37 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads)
   const int warp_m = warp % Shape::kWarpsAcross * Shape::kWarpM;
   const int warp_n = warp / Shape::kWarpsAcross * Shape::kWarpN;
 
-  Chunk loaded = part.first, read = part.first;
-  const auto load_chunk = [&](int64_t chunk) {
-    if (chunk < part.chunks) {
-      auto& stage = shared.stages[chunk % kStages];
-      stage.columns.copy(p.columns, loaded.b, part.m, loaded.k);
-      stage.rows.copy(p.rows, loaded.b, part.n, loaded.k);
-      loaded.next(p.K);
-    }
-    cp_async_commit();  // an empty group too: the wait below counts them
-  };
   // Of columns 16 i + lane / 4 and the eighth after it, and rows 8 j + lane % 4 * 2 and the next.
   float sums[Shape::kWarpM / 16][Shape::kWarpN / 8][4] = {};
+  Chunk loading = part.first, reading = part.first;
+  int ring = 0;  // the stage that is loaded; the next one is the oldest
   for (int64_t chunk = 1 - kStages; chunk < part.chunks; ++chunk) {
-    auto& stage = shared.stages[(chunk + kStages) % kStages];
+    auto& stage = shared.stages[ring + 1 < kStages ? ring + 1 : 0];
     if (chunk >= 0) {
       cp_async_wait<kStages - 2>();
-      if (p.columns.changes) stage.columns.change(p.columns, read.b, part.m, read.k);
-      if (p.rows.changes) stage.rows.change(p.rows, read.b, part.n, read.k);
-      read.next(p.K);
+      const auto columns = stage.columns.pieces(part.m, reading.k);
+      const auto rows = stage.rows.pieces(part.n, reading.k);
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {
+        if (p.sides[i].changes) change(i == 0 ? columns : rows, p.sides[i], reading.b);
+      }
+      reading.next(p.K);
       block_barrier();  // all have their part of this chunk, and are done with the one before
     }
-    load_chunk(chunk + kStages - 1);
+    if (chunk + kStages - 1 < part.chunks) {
+      auto& to = shared.stages[ring];
+      const auto columns = to.columns.pieces(part.m, loading.k);
+      const auto rows = to.rows.pieces(part.n, loading.k);
+      if (p.sides[0].plain) to.columns.copy(columns, p.sides[0], loading.b);
+      if (p.sides[1].plain) to.rows.copy(rows, p.sides[1], loading.b);
+#pragma unroll 1
+      for (int i = 0; i < 2; ++i) {
+        if (!p.sides[i].plain) copy_any(i == 0 ? columns : rows, p.sides[i], loading.b);
+      }
+      loading.next(p.K);
+    }
+    cp_async_commit();  // an empty group too: the wait above counts them
+    ring = ring + 1 < kStages ? ring + 1 : 0;
     if (chunk < 0) continue;
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
@@ -214,9 +238,10 @@ int32_t bytes_of_a_copy(const Side& side, int64_t item) {
 
 // `size` is the operand's in the result.
 Side side_of(const Operand& o, int32_t size, int32_t K, int64_t item) {
-  Side side{o, {}, o.sums_rows ? K : size, o.sums_rows ? size : K, 0, false};
+  Side side{o, {}, o.sums_rows ? K : size, o.sums_rows ? size : K, 0, false, false};
   if (o.shift) side.shift = *o.shift;
   side.bytes = bytes_of_a_copy(side, item);
+  side.plain = !o.shift && side.bytes >= 8;
   side.changes = o.mean || o.weight.data || o.bias.data || o.scale.data || o.factor.data ||
                  o.activation != Activation::kNone;
   return side;
@@ -247,15 +272,15 @@ int64_t computed(const Product& p) {
 
 template <class T, class Layout>
 void launch_layout(const Product& p, cudaStream_t stream) {
-  const Params params{side_of(p.columns, p.M, p.K, sizeof(T)),
-                      side_of(p.rows, p.N, p.K, sizeof(T)),
-                      p.result,
-                      0,
-                      p.images,
-                      p.M,
-                      p.N,
-                      p.K,
-                      p.splits};
+  const Params params{
+      {side_of(p.columns, p.M, p.K, sizeof(T)), side_of(p.rows, p.N, p.K, sizeof(T))},
+      p.result,
+      0,
+      p.images,
+      p.M,
+      p.N,
+      p.K,
+      p.splits};
   if (computed<Tall>(p) < computed<Square>(p)) {
     launch_parts<T, Layout, Tall>(params, stream);
   } else {

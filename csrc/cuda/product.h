@@ -21,7 +21,7 @@ struct Rows {
   int64_t stride_b, stride;
 };
 
-// A number for every row or column, in any dtype; read as float32. Without data: nothing.
+// A number for every row or column, in float16, bfloat16 or float32. Without data: nothing.
 struct Vector {
   const void* data;
   DType dtype;
@@ -57,7 +57,7 @@ struct Result {
 
 // result(b) = columns(b) * rows(b), summed over K, for every image b; or, with splits > 0, in
 // float32 and summed over all images too: in that many parts, each an image of the result, which
-// launch_sum_parts adds up.
+// launch_sum_parts adds up. Rows that are summed over in the rows are so in the columns too.
 struct Product {
   DType dtype;            // of both operands: float16 or bfloat16. Sums are in float32.
   Operand columns, rows;  // (M, K) and (N, K): the result's columns and rows

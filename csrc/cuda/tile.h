@@ -18,7 +18,18 @@ struct Side {
   Shift shift;            // and this its value
   int32_t rows, columns;  // of an image
   int32_t bytes;          // that can be copied at a time
+  bool plain;             // no shift, and bytes are 8 or 16
   bool changes;           // more is to be done than to copy
+};
+
+// A thread's pieces of a tile, kItems each, below one another. What a tile knows are numbers here:
+// code that is long, or slow in any case, is compiled once for both operands.
+template <class T>
+struct Pieces {
+  T* at;         // the first one, in shared memory,
+  int32_t r, c;  // and in the image
+  int32_t count;
+  int32_t pitch, down;  // items and rows from one to the next
 };
 
 // The element (r, c) of an image after the shift; null where zero enters.
@@ -28,14 +39,76 @@ __device__ const T* element(const Side& side, const T* image, int32_t r, int32_t
   if (side.operand.shift == nullptr) return image + r * stride + c;
   const int32_t H = side.operand.H, W = side.operand.W, line = r / W;
   const Shift& shift = side.shift;
-  const Image<T> map{image + int64_t{line / H} * H * W * stride + c,
-                     H,
-                     W,
-                     W * stride,
-                     stride,
-                     shift.border == Border::kWrap};
+  const bool wrap = shift.border == Border::kWrap, keep = shift.border == Border::kKeep;
+  const T* const map = image + int64_t{line / H} * H * W * stride + c;
   const Step step = shift.steps[shift.group(c, side.columns)];
-  return Shifted<T>(map, line % H, step, shift.border == Border::kKeep).at(r % W);
+  return Shifted<T>(Image<T>{map, H, W, W * stride, stride, wrap}, line % H, step, keep).at(r % W);
+}
+
+// Starts the copy of the pieces from image b; of zeros beyond it.
+template <class T>
+__device__ void copy_any(const Pieces<T>& pieces, const Side& side, int64_t b) {
+  const T* const data = static_cast<const T*>(side.operand.rows.data);
+  const T* const image = data + b * side.operand.rows.stride_b;
+  const int each = side.bytes / static_cast<int>(sizeof(T));
+#pragma unroll 1
+  for (int i = 0; i < pieces.count; ++i) {
+    const int32_t r = pieces.r + i * pieces.down;
+#pragma unroll 1
+    for (int j = 0; j < kItems; j += each) {
+      const int32_t c = pieces.c + j;
+      const bool inside = r < side.rows && c < side.columns;
+      const T* const found = inside ? element(side, image, r, c) : nullptr;
+      const T* const from = found ? found : data;
+      T* const to = pieces.at + i * pieces.pitch + j;
+      switch (each) {
+        case 8:
+          cp_async<16>(to, from, found != nullptr);
+          break;
+        case 4:
+          cp_async<8>(to, from, found != nullptr);
+          break;
+        case 2:
+          cp_async<4>(to, from, found != nullptr);
+          break;
+        default:
+          *to = found ? *found : T(0.0f);
+      }
+    }
+  }
+}
+
+// Turns this thread's pieces, once they are there, into what the operand is made of.
+template <class T>
+__device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
+  const Operand& o = side.operand;
+  const int32_t c = pieces.c, count = side.columns - c;
+  if (count <= 0) return;
+  const bool norm = o.mean != nullptr || o.weight.data != nullptr || o.bias.data != nullptr;
+  const Items weight = read(o.weight, c, count, 1.0f), bias = read(o.bias, c, count, 0.0f);
+  const Items scale = read(o.scale, c, count, 1.0f);
+#pragma unroll 1
+  for (int piece = 0; piece < pieces.count; ++piece) {
+    const int32_t r = pieces.r + piece * pieces.down;
+    if (r >= side.rows) return;
+    T* const at = pieces.at + piece * pieces.pitch;
+    Items v = read(at, kItems);
+    if (norm) {
+      const int64_t row = b * side.rows + r;
+      const float mean = o.mean ? o.mean[row] : 0.0f, rstd = o.mean ? o.rstd[row] : 1.0f;
+      for_each_item([&](int i) { v.at[i] = (v.at[i] - mean) * rstd * weight.at[i] + bias.at[i]; });
+    }
+    with_activation(o.activation, [&](auto activation) {
+      for_each_item([&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
+    });
+    for_each_item([&](int i) { v.at[i] *= scale.at[i]; });
+    if (o.factor.data) {
+      const Items factor = read<T>(o.factor, b, r, c, count);
+      for_each_item([&](int i) { v.at[i] *= factor.at[i]; });
+    }
+    for_each_item([&](int i) { v.at[i] = i < count ? v.at[i] : 0.0f; });
+    write(at, v, kItems);
+  }
 }
 
 // kSize of the result's columns or rows by kDepth terms. A thread copies the same pieces of 16
@@ -44,60 +117,29 @@ template <class T, bool kSumsRows, int kSize, int kThreads>
 struct Tile {
   static constexpr int kRows = kSumsRows ? kDepth : kSize;
   static constexpr int kColumns = kSumsRows ? kSize : kDepth;
-  static constexpr int kAcross = kColumns <= 32    ? 4
-                                 : kColumns <= 64  ? 8
-                                 : kColumns <= 128 ? 16
-                                                   : 32;  // threads
+  static constexpr int kPitch = kColumns + kPad;
+  static constexpr int kWords = kColumns / kItems;  // and the threads that copy a row:
+  static constexpr int kAcross = kWords <= 4 ? 4 : kWords <= 8 ? 8 : kWords <= 16 ? 16 : 32;
   static constexpr int kDown = kThreads / kAcross;
-  static_assert(kColumns <= 256 && kThreads % kAcross == 0);
+  static_assert(kWords <= kAcross && kThreads % kAcross == 0);
 
-  T items[kRows][kColumns + kPad];
+  T items[kRows][kPitch];
 
-  // Starts the copy of the terms from k on of image b, for the columns or rows of the result from
-  // `first` on; of zeros beyond the image.
-  __device__ void copy(const Side& side, int64_t b, int32_t first, int32_t k) {
-    switch (side.bytes) {
-      case 16:
-        return copy_by<16>(side, b, first, k);
-      case 8:
-        return copy_by<8>(side, b, first, k);
-      case 4:
-        return copy_by<4>(side, b, first, k);
-      default:
-        return copy_by<2>(side, b, first, k);
-    }
+  // This thread's, of the terms from k on for the result's columns or rows from `first` on.
+  __device__ Pieces<T> pieces(int32_t first, int32_t k) {
+    const int row = threadIdx.x / kAcross, column = threadIdx.x % kAcross * kItems;
+    const int count = column < kColumns ? (kRows - row + kDown - 1) / kDown : 0;
+    return {&items[row][column],
+            (kSumsRows ? k : first) + row,
+            (kSumsRows ? first : k) + column,
+            count,
+            kDown * kPitch,
+            kDown};
   }
 
-  // Turns this thread's pieces, once they are there, into what the operand is made of.
-  __device__ void change(const Side& side, int64_t b, int32_t first, int32_t k) {
-    const Operand& o = side.operand;
-    const int32_t c = (kSumsRows ? first : k) + column(), count = side.columns - c;
-    if (count <= 0) return;
-    const bool norm = o.mean != nullptr || o.weight.data != nullptr || o.bias.data != nullptr;
-    const Items weight = read(o.weight, c, count, 1.0f), bias = read(o.bias, c, count, 0.0f);
-    const Items scale = read(o.scale, c, count, 1.0f);
-    for_each_row<1>([&](int row) {
-      const int32_t r = (kSumsRows ? k : first) + row;
-      if (r >= side.rows) return;
-      T* const piece = &items[row][column()];
-      Items v = read(piece, kItems);
-      if (norm) {
-        const int64_t at = b * side.rows + r;
-        const float mean = o.mean ? o.mean[at] : 0.0f, rstd = o.mean ? o.rstd[at] : 1.0f;
-        for_each_item(
-            [&](int i) { v.at[i] = (v.at[i] - mean) * rstd * weight.at[i] + bias.at[i]; });
-      }
-      with_activation(o.activation, [&](auto activation) {
-        for_each_item([&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
-      });
-      for_each_item([&](int i) { v.at[i] *= scale.at[i]; });
-      if (o.factor.data) {
-        const Items factor = read<T>(o.factor, b, r, c, count);
-        for_each_item([&](int i) { v.at[i] *= factor.at[i]; });
-      }
-      for_each_item([&](int i) { v.at[i] = i < count ? v.at[i] : 0.0f; });
-      write(piece, v, kItems);
-    });
+  // Starts the copy of a plain operand's pieces from image b; of zeros beyond it.
+  __device__ void copy(const Pieces<T>& pieces, const Side& side, int64_t b) {
+    side.bytes == 16 ? copy_by<16>(pieces, side, b) : copy_by<8>(pieces, side, b);
   }
 
   // Loads 8 x 8 matrices as mma takes them. Eight lanes, of each matrix, give where it begins: the
@@ -109,39 +151,21 @@ struct Tile {
   }
 
  private:
-  static __device__ int column() { return threadIdx.x % kAcross * kItems; }
-
-  // Calls f(row) for each of this thread's pieces.
-  template <int kUnroll, class F>
-  static __device__ void for_each_row(const F& f) {
-    if (column() >= kColumns) return;
-#pragma unroll kUnroll
-    for (int above = 0; above < kRows; above += kDown) {
-      const int row = above + threadIdx.x / kAcross;
-      if (kRows % kDown == 0 || row < kRows) f(row);
-    }
-  }
-
   template <int kBytes>
-  __device__ void copy_by(const Side& side, int64_t b, int32_t first, int32_t k) {
-    constexpr int kEach = kBytes / sizeof(T);
-    const T* const data = static_cast<const T*>(side.operand.rows.data);
-    const T* const image = data + b * side.operand.rows.stride_b;
-    for_each_row<kBytes >= 8 ? kRows / kDown : 1>([&](int row) {
-      const int32_t r = (kSumsRows ? k : first) + row;
+  __device__ static void copy_by(const Pieces<T>& pieces, const Side& side, int64_t b) {
+    const Rows& rows = side.operand.rows;
+    const T* const data = static_cast<const T*>(rows.data);
+    const T* from = data + b * rows.stride_b + pieces.r * rows.stride + pieces.c;
 #pragma unroll
-      for (int i = 0; i < kItems; i += kEach) {
-        const int32_t c = (kSumsRows ? first : k) + column() + i;
-        const bool inside = r < side.rows && c < side.columns;
-        const T* const from = inside ? element(side, image, r, c) : nullptr;
-        T* const to = &items[row][column() + i];
-        if constexpr (kBytes >= 4) {
-          cp_async<kBytes>(to, from ? from : data, from != nullptr);
-        } else {
-          *to = from ? *from : T(0.0f);
-        }
+    for (int i = 0; i < (kRows + kDown - 1) / kDown; ++i) {
+      if (i >= pieces.count) return;
+#pragma unroll
+      for (int j = 0; j < kItems; j += kBytes / sizeof(T)) {
+        const bool inside = pieces.r + i * kDown < side.rows && pieces.c + j < side.columns;
+        cp_async<kBytes>(pieces.at + i * kDown * kPitch + j, inside ? from + j : data, inside);
       }
-    });
+      from += kDown * rows.stride;
+    }
   }
 };
 
