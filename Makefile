@@ -60,7 +60,7 @@ sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under Ad
 	@SHIFTMLP_BUILD=1 SHIFTMLP_CUDA=0 \
 	  $(PY) setup.py -q build --build-base build/sanitize/base --build-lib build/sanitize/lib
 	@$(SANITIZED) $(PY) -m pytest tests/test_kernels.py tests/test_memory.py tests/test_cpu_survival.py \
-	  tests/test_cpu_wrong_tensors.py -k "cpu and not triton and not reference and not forked" $(ARGS)
+	  tests/test_wrong_tensors.py -k "cpu and not triton and not reference and not forked" $(ARGS)
 	@$(SANITIZED) ATEN_CPU_CAPABILITY=default $(PY) -m pytest tests/test_kernels.py \
 	  -k "cpu and not triton and not reference" $(ARGS)
 	@$(SANITIZED) SHIFTMLP_BACKEND=cpu $(PY) -m pytest tests/test_gradients.py $(ARGS)

@@ -21,7 +21,7 @@ struct ChannelLayer {
 
   ChannelLayer(Call& call, const Tensor& weight, const OptionalTensor& bias, int32_t channels,
                const char* name = "weight", Activation activation = Activation::kNone)
-      : w(call.images(weight, {weight.size(0), channels}, name)),
+      : w(call.weight(weight, channels, name)),
         bias(call.vector(bias, w.count, "a bias")),
         activation(activation) {}
 
@@ -67,6 +67,8 @@ class MapShift {
 
   // The adjoint. Both are contiguous.
   void launch_backward(const Tensor& dy, const Tensor& dx, cudaStream_t stream) const {
+    STD_TORCH_CHECK(check_result(dx, "the gradient of x") == dtype_of(dy),
+                    "the gradient of x must have the dtype of x");
     const bool keep = shift_.border == Border::kKeep;
     const SpatialShiftParams p{dy.const_data_ptr(),
                                dx.mutable_data_ptr(),
@@ -114,11 +116,12 @@ struct Mlp {
       const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
       const std::string& activation, const NormArgs& post,
       const std::optional<ShiftArgs>& between = {})
-      : x(call.images(given, {1, given.size(1), given.size(2)}, "x")),
+      : x(call.images(given, "x")),
         norm(norm),
         post(post),
         first(call, w1, b1, x.columns, "w1", activation_of(activation)),
         last(call, w2, b2, first.w.count, "w2") {
+    STD_TORCH_CHECK(x.images == 1, "x must be one image, got ", x.images);
     if (between) shift.emplace(between->H, between->W, between->spec, x.count, first.w.count);
   }
 

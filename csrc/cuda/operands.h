@@ -21,13 +21,6 @@ inline int32_t parts_of(int64_t work, int64_t least, int64_t blocks = 1) {
   return static_cast<int32_t>(std::max<int64_t>(wanted, 1));
 }
 
-inline int32_t size_of(const Tensor& x, int64_t dim, const char* name) {
-  const int64_t size = x.size(dim);
-  STD_TORCH_CHECK(size <= std::numeric_limits<int32_t>::max(), name,
-                  " must have sizes below 2^31, got ", size);
-  return static_cast<int32_t>(size);
-}
-
 inline torch::headeronly::ScalarType scalar_type_of(DType dtype) {
   using torch::headeronly::ScalarType;
   constexpr ScalarType types[] = {ScalarType::Half, ScalarType::BFloat16, ScalarType::Float,
@@ -35,45 +28,64 @@ inline torch::headeronly::ScalarType scalar_type_of(DType dtype) {
   return types[static_cast<int>(dtype)];
 }
 
+// What a kernel writes.
+inline DType check_result(const Tensor& x, const char* name) {
+  STD_TORCH_CHECK(x.is_contiguous(), name, " must be contiguous");
+  const DType dtype = dtype_of(x, name);
+  STD_TORCH_CHECK(dtype != DType::kFloat64, name, " must not be float64");
+  return dtype;
+}
+
 // One call of an op. What it had to copy and what it works in live as long: memory that is freed
 // while kernels are still to run is used again behind them, in the order of their stream.
 class Call {
  public:
   // `x` is what the products' dtype and the memory's device are taken from.
-  explicit Call(const Tensor& x) : like_(x), dtype_(product_dtype(x)) {}
+  explicit Call(const Tensor& x, const char* name = "x") : like_(x), dtype_(dtype_of(x, name)) {
+    STD_TORCH_CHECK(dtype_ == DType::kFloat16 || dtype_ == DType::kBFloat16, name,
+                    " must be float16 or bfloat16, got ", dtype_name());
+  }
 
   DType dtype() const { return dtype_; }
 
-  // (images, rows, columns), or a matrix as one image, in the products' dtype; nothing of nothing.
+  // (images, rows, columns), or (rows, columns) as one image, in the products' dtype; nothing of
+  // nothing.
   Images images(const OptionalTensor& given, const char* name) {
     if (!given) return {};
-    const DType dtype = dtype_of(*given, name);
-    STD_TORCH_CHECK(dtype == dtype_, name, " must have the dtype of the other matrices, which is ",
-                    torch::headeronly::toString(like_.scalar_type()));
     const int64_t rows = given->dim() - 2;
-    STD_TORCH_CHECK(rows == 0 || rows == 1, name, " must have 2 or 3 dimensions");
+    STD_TORCH_CHECK(rows == 0 || rows == 1, name, " must have 3 dimensions, got ", given->dim());
+    STD_TORCH_CHECK(dtype_of(*given, name) == dtype_, name, " must be ", dtype_name(), ", got ",
+                    torch::headeronly::toString(given->scalar_type()));
+    const auto size = [&](int64_t dim) {
+      STD_TORCH_CHECK(given->size(dim) <= std::numeric_limits<int32_t>::max(), name,
+                      " must have rows and columns below 2^31, got ", given->size(dim));
+      return static_cast<int32_t>(given->size(dim));
+    };
     const bool dense = given->size(rows + 1) <= 1 || given->stride(rows + 1) == 1;
-    const Tensor& x = dense ? keep(*given) : keep(torch::stable::contiguous(*given));
+    const Tensor& x = keep(dense ? *given : torch::stable::contiguous(*given));
     return {{x.const_data_ptr(), rows ? x.stride(0) : 0, x.stride(rows)},
-            dtype,
+            dtype_,
             rows ? x.size(0) : 1,
-            size_of(x, rows, name),
-            size_of(x, rows + 1, name)};
+            size(rows),
+            size(rows + 1)};
   }
   Images images(const OptionalTensor& given, std::initializer_list<int64_t> sizes,
                 const char* name) {
     if (given) check_shape(*given, sizes, name);
     return images(given, name);
   }
+  // (rows, columns)
+  Images weight(const Tensor& given, int64_t columns, const char* name) {
+    STD_TORCH_CHECK(given.dim() == 2, name, " must have 2 dimensions, got ", given.dim());
+    return images(given, {given.size(0), columns}, name);
+  }
 
   // (n,), in any dtype but float64.
   Vector vector(const OptionalTensor& given, int64_t n, const char* name) {
     if (!given) return {};
     check_shape(*given, {n}, name);
-    const DType dtype = dtype_of(*given, name);
-    STD_TORCH_CHECK(dtype != DType::kFloat64, name, " must not be float64");
     const Tensor& x = keep(torch::stable::contiguous(*given));
-    return {x.const_data_ptr(), dtype};
+    return {x.const_data_ptr(), check_result(x, name)};
   }
 
   // Fresh memory.
@@ -86,24 +98,16 @@ class Call {
     return static_cast<float*>(empty({n}, DType::kFloat32).mutable_data_ptr());
   }
 
-  // The sums of products into y, (images, rows, columns) or (rows, columns) and contiguous.
-  Result result(const Tensor& y) const {
-    const DType dtype = dtype_of(y, "y");
-    STD_TORCH_CHECK(dtype == dtype_ || dtype == DType::kFloat32, "a result must be float32 or ",
-                    torch::headeronly::toString(like_.scalar_type()));
-    STD_TORCH_CHECK(y.is_contiguous(), "results must be contiguous");
-    const int64_t columns = y.size(y.dim() - 1);
-    return {y.mutable_data_ptr(), dtype, columns * y.size(y.dim() - 2), columns};
+  // The sums of products into y, (images, rows, columns).
+  Result result(const Tensor& y, const char* name = "y") const {
+    const DType dtype = check_result(y, name);
+    STD_TORCH_CHECK(dtype == dtype_ || dtype == DType::kFloat32, name, " must be float32 or ",
+                    dtype_name());
+    return {y.mutable_data_ptr(), dtype, y.stride(0), y.stride(1)};
   }
 
  private:
-  static DType product_dtype(const Tensor& x) {
-    const DType dtype = dtype_of(x);
-    STD_TORCH_CHECK(dtype == DType::kFloat16 || dtype == DType::kBFloat16,
-                    "x must be float16 or bfloat16, got ",
-                    torch::headeronly::toString(x.scalar_type()));
-    return dtype;
-  }
+  const char* dtype_name() const { return torch::headeronly::toString(like_.scalar_type()); }
 
   const Tensor& keep(const Tensor& x) {
     kept_.push_back(x);
@@ -140,22 +144,21 @@ inline NormParams launch_moments_of(Call& call, const Images& x, const NormArgs&
 
 // Parts of a sum, as launch(parts) makes them, and then their sum into `gradient`.
 template <class Launch>
-void launch_sum(Call& call, int32_t parts, const Tensor& gradient, cudaStream_t stream,
-                const Launch& launch) {
-  STD_TORCH_CHECK(gradient.is_contiguous(), "gradients must be contiguous");
+void launch_sum(Call& call, int32_t parts, const Tensor& gradient,
+                std::initializer_list<int64_t> sizes, cudaStream_t stream, const Launch& launch) {
+  check_shape(gradient, sizes, "a gradient");
+  const DType dtype = check_result(gradient, "a gradient");
   float* const memory = call.floats(parts * gradient.numel());
   launch(memory);
-  launch_sum_parts(memory, parts, gradient.numel(), gradient.mutable_data_ptr(), dtype_of(gradient),
-                   stream);
+  launch_sum_parts(memory, parts, gradient.numel(), gradient.mutable_data_ptr(), dtype, stream);
 }
 
 // Of p's result, (N, M), over all images.
 inline void launch_sum_of_products(Call& call, Product p, const OptionalTensor& gradient,
                                    cudaStream_t stream) {
   if (!gradient) return;
-  check_shape(*gradient, {p.N, p.M}, "the gradient of a weight");
   p.splits = parts_of(p.images * p.K, 256, ceil_div(p.M, 128) * ceil_div(p.N, 128));
-  launch_sum(call, p.splits, *gradient, stream, [&](float* parts) {
+  launch_sum(call, p.splits, *gradient, {p.N, p.M}, stream, [&](float* parts) {
     p.result = {parts, DType::kFloat32, int64_t{p.N} * p.M, p.M};
     launch_product(p, stream);
   });
@@ -165,9 +168,8 @@ inline void launch_sum_of_products(Call& call, Product p, const OptionalTensor& 
 inline void launch_sum_over_rows(Call& call, const Images& a, const Images& b,
                                  const OptionalTensor& gradient, cudaStream_t stream) {
   if (!gradient) return;
-  check_shape(*gradient, {a.columns}, "the gradient of a vector");
   const int32_t parts = parts_of(a.images * a.count, 16, ceil_div(a.columns, 2048));
-  launch_sum(call, parts, *gradient, stream,
+  launch_sum(call, parts, *gradient, {a.columns}, stream,
              [&](float* sums) { launch_sum_rows(a, b, sums, parts, stream); });
 }
 
@@ -176,9 +178,8 @@ inline void launch_sum_over_columns(Call& call, const Images& a, const Vector& s
                                     const Images& b, const OptionalTensor& gradient,
                                     cudaStream_t stream) {
   if (!gradient) return;
-  check_shape(*gradient, {a.count}, "the gradient of a vector");
   const int32_t parts = parts_of(a.images, 1, ceil_div(a.count, 8));
-  launch_sum(call, parts, *gradient, stream,
+  launch_sum(call, parts, *gradient, {a.count}, stream,
              [&](float* sums) { launch_sum_columns(a, scale, b, sums, parts, stream); });
 }
 
@@ -189,13 +190,14 @@ inline void launch_norm_gradients(Call& call, NormBackward p, const OptionalTens
   const int32_t columns = p.x.columns;
   if (dx) {
     check_shape(*dx, {p.x.images, p.x.count, columns}, "the gradient of x");
-    const Result to = call.result(*dx);
+    const Result to = call.result(*dx, "the gradient of x");
     p.dx = to.data, p.dtype = to.dtype;
   }
   p.parts = parts_of(p.x.images * p.x.count, 16, ceil_div(columns, 2048));
   const auto sums_for = [&](const OptionalTensor& gradient) {
     if (!gradient) return static_cast<float*>(nullptr);
-    check_shape(*gradient, {columns}, "the gradient of a vector");
+    check_shape(*gradient, {columns}, "a gradient");
+    check_result(*gradient, "a gradient");
     return call.floats(int64_t{p.parts} * columns);
   };
   p.dweight = sums_for(dweight), p.dbias = sums_for(dbias), p.dscale = sums_for(dscale);

@@ -14,7 +14,7 @@ struct TokenLayer {
 
   TokenLayer(Call& call, const Tensor& weight, const OptionalTensor& bias, int32_t tokens,
              const char* name = "weight", Activation activation = Activation::kNone)
-      : w(call.images(weight, {weight.size(0), tokens}, name)),
+      : w(call.weight(weight, tokens, name)),
         bias(call.vector(bias, w.count, "a bias")),
         activation(activation) {}
 

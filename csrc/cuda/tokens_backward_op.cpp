@@ -33,9 +33,12 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   const bool needs_hidden = two && (needs_normed || of_first.w || of_first.b);
   const NormParams norm = launch_moments_of(call, x, mix.norm_args, stream);
 
+  const std::initializer_list<int64_t> like_x = {x.images, x.count, x.columns},
+                                       like_y = {dy.images, dy.count, dy.columns},
+                                       inner = {x.images, first.w.count, x.columns};
   Images hidden{};  // before the activation
   if (two && (needs_hidden || of_last.w || wanted.scale)) {
-    const Tensor sums = call.empty({x.images, first.w.count, x.columns}, call.dtype());
+    const Tensor sums = call.empty(inner, call.dtype());
     Result to = call.result(sums);
     to.row_bias = first.bias;
     launch_product(first.product(call, x, operand_of(x, true, norm), to), stream);
@@ -48,16 +51,14 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
     return operand;
   };
   const auto again = [&](const Tensor& y, const Rows& factor) {
-    Result to = call.result(y);
+    check_shape(y, like_y, "the gradient of u");
+    Result to = call.result(y, "the gradient of u");
     to.row_bias = last.bias, to.factor = factor;
     launch_product(last.product(call, x, into_last(true), to), stream);
   };
-  if (wanted.factor) {
-    check_shape(*wanted.factor, {dy.images, dy.count, dy.columns}, "the gradient of u");
-    again(*wanted.factor, dy.rows);
-  }
+  if (wanted.factor) again(*wanted.factor, dy.rows);
   if (wanted.scale) {
-    const Tensor y = call.empty({dy.images, dy.count, dy.columns}, call.dtype());
+    const Tensor y = call.empty(like_y, call.dtype());
     again(y, {});
     launch_sum_over_rows(call, dy, call.images(y, "y"), wanted.scale, stream);
   }
@@ -75,7 +76,7 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   };
   Images dhidden{};
   if (needs_hidden) {
-    const Tensor gradient = call.empty({x.images, first.w.count, x.columns}, call.dtype());
+    const Tensor gradient = call.empty(inner, call.dtype());
     Result to = call.result(gradient);
     to.activation = first.activation, to.slope_of = hidden.rows;
     backward_of_last(to);
@@ -86,10 +87,9 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   }
 
   if (!needs_normed) return;
-  const Tensor dnormed =
-      normed ? call.empty({x.images, x.count, x.columns}, call.dtype()) : *wanted.x;
-  check_shape(dnormed, {x.images, x.count, x.columns}, "the gradient of x");
-  const Result to = call.result(dnormed);
+  const Tensor dnormed = normed ? call.empty(like_x, call.dtype()) : *wanted.x;
+  check_shape(dnormed, like_x, "the gradient of x");
+  const Result to = call.result(dnormed, "the gradient of x");
   if (two) {
     launch_product(first.backward(call, dhidden, operand_of(dhidden, true), to), stream);
   } else {
@@ -147,7 +147,7 @@ void token_gate_backward(const Gradients& to, const Tensor& dy, const Tensor& u,
                          const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
                          double eps, const Tensor& weight, const OptionalTensor& bias) {
   STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
-  Call call(given);
+  Call call(given, "v");
   const Images x = call.images(given, "v");
   const TokenLayer layer(call, weight, bias, x.count);
   const std::initializer_list<int64_t> sizes = {x.images, layer.w.count, x.columns};

@@ -22,8 +22,9 @@ void launch_last(Call& call, const TokenLayer& last, const Images& x, const Oper
 void mix(const Tensor& y, const Tensor& given, const NormArgs& norm, const Tensor& weight,
          const OptionalTensor& bias, const OptionalTensor& scale, const OptionalTensor& factor,
          const OptionalTensor& residual) {
-  Call call(given);
-  const Images x = call.images(given, factor ? "v" : "x");
+  const char* const name = factor ? "v" : "x";
+  Call call(given, name);
+  const Images x = call.images(given, name);
   const TokenLayer layer(call, weight, bias, x.count);
   on_stream_of(given, [&](cudaStream_t stream) {
     const Operand in = operand_of(x, true, launch_moments_of(call, x, norm, stream));
