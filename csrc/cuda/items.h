@@ -21,10 +21,8 @@ __device__ void for_each_item(const F& f) {
 }
 
 template <class T>
-union Packed {
-  Bits128 words[kItems * sizeof(T) / 16];
+struct alignas(16) Packed {
   T items[kItems];
-  __device__ Packed() {}
 };
 
 template <class T>
@@ -35,41 +33,32 @@ __device__ bool whole(const T* at, int count) {
 // The first `count` items, and zeros.
 template <class T>
 __device__ Packed<T> pack(const T* from, int count) {
+  if (whole(from, count)) return *reinterpret_cast<const Packed<T>*>(from);
   Packed<T> packed;
-  if (whole(from, count)) {
-#pragma unroll
-    for (unsigned i = 0; i < sizeof packed / 16; ++i) {
-      packed.words[i] = reinterpret_cast<const Bits128*>(from)[i];
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) packed.items[i] = i < count ? from[i] : T(0.0f);
-  }
+  for_each_item([&](int i) { packed.items[i] = i < count ? from[i] : T(0.0f); });
   return packed;
 }
 template <class T>
-__device__ Items read(const T* from, int count) {
-  const Packed<T> packed = pack(from, count);
+__device__ Items unpack(const Packed<T>& packed) {
   Items to;
   for_each_item([&](int i) { to.at[i] = float(packed.items[i]); });
   return to;
+}
+template <class T>
+__device__ Items read(const T* from, int count) {
+  return unpack(pack(from, count));
 }
 
 template <class T>
 __device__ void write(T* to, const Items& from, int count) {
   Packed<T> packed;
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) packed.items[i] = T(from.at[i]);
+  for_each_item([&](int i) { packed.items[i] = T(from.at[i]); });
   if (whole(to, count)) {
-#pragma unroll
-    for (unsigned i = 0; i < sizeof packed / 16; ++i) {
-      reinterpret_cast<Bits128*>(to)[i] = packed.words[i];
-    }
+    *reinterpret_cast<Packed<T>*>(to) = packed;
   } else {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
+    for_each_item([&](int i) {
       if (i < count) to[i] = packed.items[i];
-    }
+    });
   }
 }
 

@@ -53,6 +53,9 @@ struct Chunk {
   }
 };
 
+// How many parts of that size `n` is dealt to.
+__host__ __device__ int64_t parts_of(int64_t n, int size) { return (n + size - 1) / size; }
+
 // The part of the product that a block computes.
 struct Part {
   int32_t m, n;   // the first column and row
@@ -62,12 +65,11 @@ struct Part {
 
   template <class Shape>
   __device__ Part(const Params& p, Shape) {
-    const uint32_t across = (p.M + Shape::kM - 1) / Shape::kM;
-    const uint32_t down = (p.N + Shape::kN - 1) / Shape::kN;
+    const uint32_t across = parts_of(p.M, Shape::kM), down = parts_of(p.N, Shape::kN);
     m = blockIdx.x % across * Shape::kM;
     n = blockIdx.x / across % down * Shape::kN;
     image = p.first + blockIdx.x / (across * down);
-    const int64_t of_image = (p.K + kDepth - 1) / kDepth;
+    const int64_t of_image = parts_of(p.K, kDepth);
     first = {image, 0};
     chunks = of_image;
     if (p.splits > 0 && of_image > 0) {
@@ -115,20 +117,20 @@ __device__ void finish(const Params& p, const Part& part, float (&sums)[Shape::k
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int row = above + i * kDown;
-      if (row >= rows) break;
-      if (y.factor.data) factors[i] = pack<T>(y.factor, part.image, part.n + row, m, count);
-      if (y.residual.data) residuals[i] = pack<T>(y.residual, part.image, part.n + row, m, count);
+      const int inside = row < rows ? count : 0;
+      if (y.factor.data) factors[i] = pack<T>(y.factor, part.image, part.n + row, m, inside);
+      if (y.residual.data) residuals[i] = pack<T>(y.residual, part.image, part.n + row, m, inside);
     }
 #pragma unroll
     for (int batch = 0; batch < kBatch; ++batch) {
       const int row = above + batch * kDown;
-      if (row >= rows) break;
+      if (row >= rows) continue;
       Items v = read(&sums[row][column], kItems);
-      const Packed<T>&factor = factors[batch], &residual = residuals[batch];
+      const Items factor = unpack(factors[batch]), residual = unpack(residuals[batch]);
       for_each_item([&](int i) {
         v.at[i] *= scale.at[i];
-        if (y.factor.data) v.at[i] *= float(factor.items[i]);
-        if (y.residual.data) v.at[i] += float(residual.items[i]);
+        if (y.factor.data) v.at[i] *= factor.at[i];
+        if (y.residual.data) v.at[i] += residual.at[i];
       });
       const int64_t at = part.image * y.stride_b + (part.n + row) * y.stride + m;
       if (y.dtype == DType::kFloat32) {
@@ -141,7 +143,7 @@ __device__ void finish(const Params& p, const Part& part, float (&sums)[Shape::k
 }
 
 template <class T, class Layout, class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads)
+__global__ void __launch_bounds__(Shape::kThreads, 2)
     product_kernel(const __grid_constant__ Params p) {
   auto& shared = shared_memory<Shared<T, Layout, Shape>>();
   const Part part(p, Shape{});
@@ -152,29 +154,28 @@ __global__ void __launch_bounds__(Shape::kThreads, 256 / Shape::kThreads)
   // Of columns 16 i + lane / 4 and the eighth after it, and rows 8 j + lane % 4 * 2 and the next.
   float sums[Shape::kWarpM / 16][Shape::kWarpN / 8][4] = {};
   Chunk loading = part.first, reading = part.first;
+  const auto pieces = [&part](auto& stage, int side, int32_t k) {
+    return side == 0 ? stage.columns.pieces(part.m, k) : stage.rows.pieces(part.n, k);
+  };
   int ring = 0;  // the stage that is loaded; the next one is the oldest
   for (int64_t chunk = 1 - kStages; chunk < part.chunks; ++chunk) {
     auto& stage = shared.stages[ring + 1 < kStages ? ring + 1 : 0];
     if (chunk >= 0) {
       cp_async_wait<kStages - 2>();
-      const auto columns = stage.columns.pieces(part.m, reading.k);
-      const auto rows = stage.rows.pieces(part.n, reading.k);
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
-        if (p.sides[i].changes) change(i == 0 ? columns : rows, p.sides[i], reading.b);
+        if (p.sides[i].changes) change(pieces(stage, i, reading.k), p.sides[i], reading.b);
       }
       reading.next(p.K);
       block_barrier();  // all have their part of this chunk, and are done with the one before
     }
     if (chunk + kStages - 1 < part.chunks) {
       auto& to = shared.stages[ring];
-      const auto columns = to.columns.pieces(part.m, loading.k);
-      const auto rows = to.rows.pieces(part.n, loading.k);
-      if (p.sides[0].plain) to.columns.copy(columns, p.sides[0], loading.b);
-      if (p.sides[1].plain) to.rows.copy(rows, p.sides[1], loading.b);
+      if (p.sides[0].plain) to.columns.copy(pieces(to, 0, loading.k), p.sides[0], loading.b);
+      if (p.sides[1].plain) to.rows.copy(pieces(to, 1, loading.k), p.sides[1], loading.b);
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
-        if (!p.sides[i].plain) copy_any(i == 0 ? columns : rows, p.sides[i], loading.b);
+        if (!p.sides[i].plain) copy_any(pieces(to, i, loading.k), p.sides[i], loading.b);
       }
       loading.next(p.K);
     }
@@ -238,7 +239,8 @@ int32_t bytes_of_a_copy(const Side& side, int64_t item) {
 
 // `size` is the operand's in the result.
 Side side_of(const Operand& o, int32_t size, int32_t K, int64_t item) {
-  Side side{o, {}, o.sums_rows ? K : size, o.sums_rows ? size : K, 0, false, false};
+  Side side{o, {}, Divisor(std::max(o.H, 1)), Divisor(std::max(o.W, 1)), K, size, 0, false, false};
+  if (!o.sums_rows) std::swap(side.rows, side.columns);
   if (o.shift) side.shift = *o.shift;
   side.bytes = bytes_of_a_copy(side, item);
   side.plain = !o.shift && side.bytes >= 8;
@@ -249,8 +251,7 @@ Side side_of(const Operand& o, int32_t size, int32_t K, int64_t item) {
 
 template <class T, class Layout, class Shape>
 void launch_parts(Params p, cudaStream_t stream) {
-  const int64_t across = (p.M + Shape::kM - 1) / Shape::kM;
-  const int64_t blocks = across * ((p.N + Shape::kN - 1) / Shape::kN);
+  const int64_t blocks = parts_of(p.M, Shape::kM) * parts_of(p.N, Shape::kN);
   const int64_t images = p.splits > 0 ? p.splits : p.images;
   const int64_t most = std::max<int64_t>(kMaxBlocks / blocks, 1);
   for (; p.first < images; p.first += most) {
@@ -266,8 +267,7 @@ using Square = Shape<128, 128, 64, 32>;
 // Of the result and what a block computes in vain.
 template <class Shape>
 int64_t computed(const Product& p) {
-  const int64_t across = (p.M + Shape::kM - 1) / Shape::kM;
-  return across * Shape::kM * ((p.N + Shape::kN - 1) / Shape::kN * Shape::kN);
+  return parts_of(p.M, Shape::kM) * Shape::kM * parts_of(p.N, Shape::kN) * Shape::kN;
 }
 
 template <class T, class Layout>

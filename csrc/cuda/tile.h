@@ -12,10 +12,24 @@ constexpr int kDepth = 32;  // terms of a chunk
 // Rows of 16-byte words end in an odd one, so that ldmatrix's eight rows lie in different banks.
 constexpr int kPad = 8;
 
+// Divides numbers below 2^31 by d without a division: 2^p / d, rounded up, times n errs by less
+// than n < 2^31 <= 2^p / d.
+struct Divisor {
+  uint32_t d, multiplier, p;
+
+  explicit Divisor(uint32_t d) : d(d), p(31) {
+    while (uint64_t{d} << 31 > uint64_t{1} << p) ++p;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << p) + d - 1) / d);
+  }
+
+  __device__ int32_t quotient(uint32_t n) const { return uint64_t{n} * multiplier >> p; }
+};
+
 // An operand as a kernel takes it.
 struct Side {
   Operand operand;        // whose shift is a pointer of the host's,
-  Shift shift;            // and this its value
+  Shift shift;            // and this its value,
+  Divisor H, W;           // of H and W;
   int32_t rows, columns;  // of an image
   int32_t bytes;          // that can be copied at a time
   bool plain;             // no shift, and bytes are 8 or 16
@@ -37,12 +51,14 @@ template <class T>
 __device__ const T* element(const Side& side, const T* image, int32_t r, int32_t c) {
   const int64_t stride = side.operand.rows.stride;
   if (side.operand.shift == nullptr) return image + r * stride + c;
-  const int32_t H = side.operand.H, W = side.operand.W, line = r / W;
   const Shift& shift = side.shift;
+  const int32_t H = side.operand.H, W = side.operand.W;
+  const int32_t line = side.W.quotient(r), number = side.H.quotient(line);
   const bool wrap = shift.border == Border::kWrap, keep = shift.border == Border::kKeep;
-  const T* const map = image + int64_t{line / H} * H * W * stride + c;
+  const T* const map = image + int64_t{number} * H * W * stride + c;
   const Step step = shift.steps[shift.group(c, side.columns)];
-  return Shifted<T>(Image<T>{map, H, W, W * stride, stride, wrap}, line % H, step, keep).at(r % W);
+  const Shifted<T> shifted({map, H, W, W * stride, stride, wrap}, line - number * H, step, keep);
+  return shifted.at(r - line * W);
 }
 
 // Starts the copy of the pieces from image b; of zeros beyond it.
@@ -128,8 +144,9 @@ struct Tile {
   // This thread's, of the terms from k on for the result's columns or rows from `first` on.
   __device__ Pieces<T> pieces(int32_t first, int32_t k) {
     const int row = threadIdx.x / kAcross, column = threadIdx.x % kAcross * kItems;
-    const int count = column < kColumns ? (kRows - row + kDown - 1) / kDown : 0;
-    return {&items[row][column],
+    const bool idle = column >= kColumns;
+    const int count = idle ? 0 : (kRows - row + kDown - 1) / kDown;
+    return {&items[row][idle ? 0 : column],
             (kSumsRows ? k : first) + row,
             (kSumsRows ? first : k) + column,
             count,
