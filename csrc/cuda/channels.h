@@ -55,7 +55,7 @@ class MapShift {
  public:
   MapShift(int64_t H, int64_t W, const std::string& spec, int32_t positions, int32_t channels)
       : H_(side(H)), W_(side(W)), C_(side(channels)), shift_(Shift::parse(spec).within(H_, W_)) {
-    STD_TORCH_CHECK(positions % (H * W) == 0, "H and W do not fit x");
+    STD_TORCH_CHECK(H > 0 && W > 0 && positions % (H * W) == 0, "H and W do not fit x");
     B_ = positions / (H * W);
   }
 
@@ -69,6 +69,7 @@ class MapShift {
   void launch_backward(const Tensor& dy, const Tensor& dx, cudaStream_t stream) const {
     STD_TORCH_CHECK(check_result(dx, "the gradient of x") == dtype_of(dy),
                     "the gradient of x must have the dtype of x");
+    if (C_ == 0) return;
     const bool keep = shift_.border == Border::kKeep;
     const SpatialShiftParams p{dy.const_data_ptr(),
                                dx.mutable_data_ptr(),
@@ -90,8 +91,8 @@ class MapShift {
 
  private:
   static int32_t side(int64_t size) {
-    STD_TORCH_CHECK(0 < size && size <= kMaxSide, "H, W and the channels must be 1 to ", kMaxSide,
-                    ", got ", size);
+    STD_TORCH_CHECK(size <= kMaxSide, "H, W and the channels must be at most ", kMaxSide, ", got ",
+                    size);
     return static_cast<int32_t>(size);
   }
 
@@ -130,9 +131,10 @@ struct Mlp {
 
 // Of shift_linear: every pixel of a (..., H, W, C) map, in one image.
 inline Images pixels_of(Call& call, const Tensor& map) {
-  STD_TORCH_CHECK(map.dim() >= 3 && map.numel() > 0, "x must be (..., H, W, C)");
-  const int64_t C = map.size(-1);
-  return call.images(torch::stable::reshape(map, {1, map.numel() / C, C}), "x");
+  STD_TORCH_CHECK(map.dim() >= 3, "x must be (..., H, W, C), got ", map.dim(), " dimensions");
+  int64_t positions = 1;
+  for (int64_t dim = 0; dim + 1 < map.dim(); ++dim) positions *= map.size(dim);
+  return call.images(torch::stable::reshape(map, {1, positions, map.size(-1)}), "x");
 }
 
 }  // namespace shiftmlp
