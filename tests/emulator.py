@@ -21,10 +21,10 @@ from torch import Tensor
 CSRC = Path(__file__).parents[1] / "csrc"
 SOURCES = sorted([*CSRC.glob("emulator/*.c*"), *CSRC.glob("cuda/*.cu")])
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
-CACHE = CSRC.parent / "build/emulator"
+CACHE = (CSRC.parent / "build/emulator").resolve()  # which copies of the tree may share
 CXX = shlex.split(os.environ.get("CXX") or "g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-FLAGS += [f"-I{CSRC}/emulator/nvidia", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+FLAGS += ["-Icsrc/emulator/nvidia", *shlex.split(os.environ.get("CXXFLAGS", ""))]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as in csrc/dispatch.h
 PLANTED_FLAGS = ["-w", "-O0", "-g0"]  # runs little, so what counts is how soon it is compiled
 INCLUDE = Path(torch.__file__).with_name("include")
@@ -67,7 +67,7 @@ def _compile(path: Path, source: str, right: str, wrong: str, flags=()) -> Path:
             text = text.replace(include, path.with_name(source).read_text())
         assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
         text = text.replace(right, wrong)
-    compile_text = ["-x", "c++", "-", "-c", "-iquote", str(path.parent)]
+    compile_text = ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
     line = f'# 1 "{path.relative_to(CSRC)}"\n'
     return _make(".o", [*CXX, *flags, *compile_text], line + text + _headers())
 
@@ -101,7 +101,7 @@ def _make(suffix: str, command: list[str], text: str = "") -> Path:
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             made = Path(folder, name)
             done = subprocess.run(
-                [*command, "-o", made], input=text, text=True, capture_output=True
+                [*command, "-o", made], input=text, text=True, capture_output=True, cwd=CSRC.parent
             )
             assert done.returncode == 0 and not done.stderr, done.stderr
             made.rename(CACHE / name)
