@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import cuda_defects
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -31,9 +33,6 @@ TRITON = f"{OPS}/spatial_shift/triton_kernels.py"
 TRITON_MATH = f"{OPS}/_triton_math.py"
 TOKENS = f"{OPS}/_triton_tokens.py"
 TOKEN_MLP = f"{OPS}/token_mlp/triton_kernels.py"
-CUDA = "csrc/cuda"
-SHIFT_ADAPTER = f"{CUDA}/spatial_shift_op.cpp"
-TOKENS_ADAPTER, TOKENS_BACKWARD = f"{CUDA}/tokens_op.cpp", f"{CUDA}/tokens_backward_op.cpp"
 GEMM = f"{OPS}/_triton_gemm.py"
 
 DEFECTS = {
@@ -150,72 +149,6 @@ DEFECTS = {
         "dbias = sum_leading(dy).to(dy.dtype)\n    dbias.fill_(7)",
         "test_gradients.py gradcheck and token_linear-bias",
     ),
-    "CUDA adapter: strides of H and W swapped": Defect(
-        SHIFT_ADAPTER, "x.x.stride(1),\n          x.x.stride(2)",
-        "x.x.stride(2),\n          x.x.stride(1)", "test_kernels.py emulated and layout",
-    ),
-    "CUDA adapter: the adjoint moves the same way": Defect(
-        SHIFT_ADAPTER, "shift.reversed()", "shift", "test_kernels.py emulated and backward and good"
-    ),
-    "CUDA adapter: no scale": Defect(
-        TOKENS_ADAPTER, 'result.scale = call.vector(scale, x.columns, "scale");', "",
-        "test_kernels.py emulated and exact and fewer",
-    ),
-    "CUDA adapter: no residual": Defect(
-        TOKENS_ADAPTER, 'result.residual = call.images(residual, sizes, "residual").rows;', "",
-        "test_kernels.py emulated and exact and no-batch",
-    ),
-    "CUDA adapter: u forgotten": Defect(
-        TOKENS_ADAPTER, 'result.factor = call.images(factor, sizes, "u").rows;', "",
-        "test_kernels.py emulated and exact and odd",
-    ),
-    "CUDA adapter: no bias before the activation": Defect(
-        TOKENS_ADAPTER, "to.row_bias = first.bias, ", "",
-        "test_kernels.py emulated and good and mixer",
-    ),
-    "CUDA adapter: a weight's gradient without the scale": Defect(
-        TOKENS_BACKWARD, "dsums.scale = mix.scale, ", "",
-        "test_kernels.py emulated and exact and token",
-    ),
-    "CUDA adapter: a weight's gradient without u": Defect(
-        TOKENS_BACKWARD, ", dsums.factor = mix.factor.rows", "",
-        "test_kernels.py emulated and exact and token",
-    ),
-    "CUDA adapter: the scale's gradient without the bias": Defect(
-        TOKENS_BACKWARD, "to.row_bias = last.bias, to.factor", "to.factor",
-        "test_kernels.py emulated and good and resmlp",
-    ),
-    "CUDA adapter: the last weight's gradient without the activation": Defect(
-        TOKENS_BACKWARD, "operand.activation = first.activation;", "",
-        "test_kernels.py emulated and good and mixer",
-    ),
-    "CUDA adapter: the activation itself in place of its slope": Defect(
-        TOKENS_BACKWARD, ", to.slope_of = hidden.rows", "",
-        "test_kernels.py emulated and good and mixer",
-    ),
-    "CUDA adapter: x's gradient without u": Defect(
-        TOKENS_BACKWARD, "in.factor = mix.factor.rows;", "",
-        "test_kernels.py emulated and exact and token",
-    ),
-    "CUDA adapter: x's gradient without the scale": Defect(
-        TOKENS_BACKWARD, "to.scale = mix.scale;", "",
-        "test_kernels.py emulated and exact and token",
-    ),
-    "CUDA adapter: a bias's gradient alone forgotten": Defect(
-        TOKENS_BACKWARD, "|| of_first.w || of_first.b", "|| of_first.w",
-        "test_emulated.py only and token_mlp",
-    ),
-    "CUDA adapter: the mean in place of the deviation": Defect(
-        f"{CUDA}/operands.h", "params.rstd = mean + rows", "params.rstd = mean",
-        "test_kernels.py emulated and good and odd-tokens",
-    ),
-    "CUDA adapter: columns taken for dense": Defect(
-        f"{CUDA}/operands.h", "dense ? *given : torch::stable::contiguous(*given)", "*given",
-        "test_kernels.py emulated and layout and odd-tokens",
-    ),
-    "CUDA: a residual of another dtype taken": Defect(
-        f"{OPS}/_native.py", '"dy", "residual", ', '"dy", ', "test_emulated.py told",
-    ),
     "incoming gradient changed in place": Defect(
         MATH, "dtype, x = dy.dtype, x.to(at_least_float32(x.dtype))",
         "dtype, x = dy.mul_(1.01).dtype, x.to(at_least_float32(x.dtype))",
@@ -235,6 +168,7 @@ DEFECTS = {
         "test_gradients.py second",
     ),
 }  # fmt: skip
+DEFECTS |= {name: Defect(*defect) for name, defect in cuda_defects.DEFECTS.items()}
 
 
 def plant(defect: Defect, copy: Path) -> None:

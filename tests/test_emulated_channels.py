@@ -8,6 +8,7 @@ import torch
 from samples import NO_NORM, S2, SHIFTS, affine, convert, linears
 from torch import Tensor
 
+from shiftmlp import Shift
 from shiftmlp.ops import OPS
 from shiftmlp.testing import assert_close_to_rounding
 
@@ -89,3 +90,14 @@ def test_more_positions_than_fit_32_bits_are_refused():
     args = x, signs(1, 1), None, S2, "none", None, None
     told = OPS["shift_linear"].refusal("emulated", *args)
     assert told == f"x must have less than 2^31 rows, got {2**31}"
+
+
+@pytest.mark.parametrize("case", ["shift_linear-s2", "shift_mlp-s2"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_more_steps_than_a_kernel_takes_are_refused(case, backend):
+    op, args = OPS[case.partition("-")[0]], CASES[case]()
+    many = Shift(((1, 0),) * 65, "keep", "floor").spec
+    args = [many if isinstance(arg, str) and arg == S2 else arg for arg in args]
+    inputs = backward_args(op, args, signs(*args[0].shape))
+    told = "takes at most 64 steps, got 65"
+    assert op.refusal(backend, *args) == op.backward.refusal(backend, *inputs) == told
