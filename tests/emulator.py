@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -38,18 +39,42 @@ def missing() -> str | None:
 
 
 def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
-    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``."""
+    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``.
+
+    That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug.
+    """
+
+    def read(path: Path) -> str:
+        text = path.read_text()
+        if not source or not path.match(source):
+            return text
+        assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
+        return text.replace(right, wrong)
+
     objects = []
     for path in SOURCES:
-        text, flags = path.read_text(), FLAGS
-        if path.name == source:
-            flags = [*FLAGS, *PLANTED_FLAGS]
-            assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
-            text = text.replace(right, wrong)
+        files = [path]
+        text = _with_headers(path, read, files) if source.endswith(".h") else read(path)
+        flags = [*FLAGS, *PLANTED_FLAGS]
+        if not source or not any(file.match(source) for file in files):
+            text, flags = path.read_text(), FLAGS
         compile_text = ["-x", "c++", "-", "-c", "-iquote", str(path.parent)]
         line = f'# 1 "{path.relative_to(CSRC)}"\n'
         objects.append(_make(".o", [*CXX, *flags, *compile_text], line + text + _headers()))
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
+
+
+def _with_headers(path: Path, read, files: list[Path]) -> str:
+    """The text of a file with those that it includes in their places, each one once."""
+
+    def put(include: re.Match) -> str:
+        header = (path.parent / include[1]).resolve()
+        if header in files:
+            return ""
+        files.append(header)
+        return _with_headers(header, read, files)
+
+    return re.sub(r'#include "(.*)"', put, read(path))
 
 
 def build_for_hopper() -> ctypes.CDLL:
@@ -86,19 +111,6 @@ def _make(suffix: str, command: list[str], text: str = "") -> Path:
             assert done.returncode == 0 and not done.stderr, done.stderr
             made.rename(CACHE / name)
     return CACHE / name
-
-
-class TokenLinearParams(ctypes.Structure):
-    """As in csrc/cuda/token_linear.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "scale", "residual", "y")),
-        ("B", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("S", "T", "C")),
-        *((f"x_stride_{name}", ctypes.c_int64) for name in "bs"),
-        ("weight_stride", ctypes.c_int64),
-        *((f"residual_stride_{name}", ctypes.c_int64) for name in "bt"),
-    ]
 
 
 class Rows(ctypes.Structure):
@@ -176,17 +188,6 @@ class HopperExampleParams(ctypes.Structure):
     ]
 
 
-def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=None) -> Tensor:
-    """The kernel's result; RuntimeError with the emulator's message if the run failed."""
-    (B, S, C), T = x.shape, weight.shape[0]
-    y = fenced(x.new_full((B, T, C), float("nan")))
-    pointers = [0 if t is None else t.data_ptr() for t in (x, weight, bias, scale, residual, y)]
-    strides = (0, 0) if residual is None else residual.stride()[:2]
-    params = TokenLinearParams(*pointers, B, S, T, C, *x.stride()[:2], weight.stride(0), *strides)
-    _run(library.token_linear, seed, params, y)
-    return y
-
-
 def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
     """Fills the result that ``params`` tells of, in y; ``shifts``: of the columns and the rows."""
     specs = [None if shift is None else shift.spec.encode() for shift in shifts]
@@ -206,7 +207,7 @@ def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tenso
 
 
 def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> Tensor:
-    """token_linear without options, by TMA and wgmma."""
+    """weight @ x of every image, by TMA and wgmma."""
     (B, S, C), T = x.shape, weight.shape[0]
     y = fenced(x.new_full((B, T, C), float("nan")))
     pointers = [t.data_ptr() for t in (x, weight, y)]

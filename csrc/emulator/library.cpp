@@ -6,7 +6,6 @@
 
 #include "../cuda/product.h"
 #include "../cuda/spatial_shift.h"
-#include "../cuda/token_linear.h"
 #include "conformance.h"
 #include "hopper_example.h"
 
@@ -53,11 +52,6 @@ const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* 
       shiftmlp::launch_spatial_shift(p, nullptr);
     }
   });
-}
-
-const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
-                         shiftmlp::DType dtype) {
-  return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
 }
 
 // Of each operand the spec of its shift, or nullptr.
