@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -43,33 +44,53 @@ def missing() -> str | None:
 def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
     """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``.
 
-    A header's text takes the place of its name in the files with kernels that include it.
+    That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug.
     """
     objects = [_compile(path, source, right, wrong) for path in SOURCES]
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
 
 
-def build_ops(source: str = "", right: str = "", wrong: str = "", schemas: bool = True) -> Path:
+def build_ops(schemas: bool) -> Path:
     """The same with the kernels' adapters, which make them ops of ``torch.ops.shiftmlp_cuda`` for
     tensors in the CPU's memory; ``schemas``: nothing else has declared those."""
     adapters = sorted(CSRC.glob("cuda/*_op.cpp")) + [CSRC / "cuda/library.cpp"] * schemas
-    objects = [_compile(path, source, right, wrong) for path in SOURCES]
-    objects += [_compile(path, source, right, wrong, TORCH) for path in adapters]
+    objects = [_compile(path) for path in SOURCES]
+    objects += [_compile(path, flags=TORCH) for path in adapters]
     command = [*CXX, "-shared", *LDFLAGS, *map(str, objects), "-Wl,--no-as-needed"]
     return _make(".so", [*command, f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu"])
 
 
-def _compile(path: Path, source: str, right: str, wrong: str, flags=()) -> Path:
-    text, flags, include = path.read_text(), [*FLAGS, *flags], f'#include "{source}"'
-    if path.name == source or include in text:
-        flags += PLANTED_FLAGS
-        if include in text:
-            text = text.replace(include, path.with_name(source).read_text())
+def _compile(path: Path, source: str = "", right: str = "", wrong: str = "", flags=()) -> Path:
+    def read(path: Path) -> str:
+        text = path.read_text()
+        if not source or not path.match(source):
+            return text
         assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
-        text = text.replace(right, wrong)
+        return text.replace(right, wrong)
+
+    files = [path]
+    text = _with_headers(path, read, files) if source.endswith(".h") else read(path)
+    flags = [*FLAGS, *flags]
+    if source and any(file.match(source) for file in files):
+        flags += PLANTED_FLAGS
+    else:
+        text = path.read_text()
     compile_text = ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
     line = f'# 1 "{path.relative_to(CSRC)}"\n'
     return _make(".o", [*CXX, *flags, *compile_text], line + text + _headers())
+
+
+def _with_headers(path: Path, read, files: list[Path]) -> str:
+    """The text of a file with those that it includes in their places, each one once."""
+
+    def put(include: re.Match) -> str:
+        header = (path.parent / include[1]).resolve()
+        if header in files:
+            return ""
+        files.append(header)
+        return _with_headers(header, read, files)
+
+    return re.sub(r'#include "(.*)"', put, read(path))
 
 
 def build_for_hopper() -> ctypes.CDLL:
@@ -106,19 +127,6 @@ def _make(suffix: str, command: list[str], text: str = "") -> Path:
             assert done.returncode == 0 and not done.stderr, done.stderr
             made.rename(CACHE / name)
     return CACHE / name
-
-
-class TokenLinearParams(ctypes.Structure):
-    """As in csrc/cuda/token_linear.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "scale", "residual", "y")),
-        ("B", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("S", "T", "C")),
-        *((f"x_stride_{name}", ctypes.c_int64) for name in "bs"),
-        ("weight_stride", ctypes.c_int64),
-        *((f"residual_stride_{name}", ctypes.c_int64) for name in "bt"),
-    ]
 
 
 class Rows(ctypes.Structure):
@@ -196,17 +204,6 @@ class HopperExampleParams(ctypes.Structure):
     ]
 
 
-def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=None) -> Tensor:
-    """The kernel's result; RuntimeError with the emulator's message if the run failed."""
-    (B, S, C), T = x.shape, weight.shape[0]
-    y = fenced(x.new_full((B, T, C), float("nan")))
-    pointers = [0 if t is None else t.data_ptr() for t in (x, weight, bias, scale, residual, y)]
-    strides = (0, 0) if residual is None else residual.stride()[:2]
-    params = TokenLinearParams(*pointers, B, S, T, C, *x.stride()[:2], weight.stride(0), *strides)
-    _run(library.token_linear, seed, params, y)
-    return y
-
-
 def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
     """Fills the result that ``params`` tells of, in y; ``shifts``: of the columns and the rows."""
     specs = [None if shift is None else shift.spec.encode() for shift in shifts]
@@ -226,7 +223,7 @@ def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tenso
 
 
 def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> Tensor:
-    """token_linear without options, by TMA and wgmma."""
+    """weight @ x of every image, by TMA and wgmma."""
     (B, S, C), T = x.shape, weight.shape[0]
     y = fenced(x.new_full((B, T, C), float("nan")))
     pointers = [t.data_ptr() for t in (x, weight, y)]

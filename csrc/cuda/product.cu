@@ -89,7 +89,6 @@ __device__ void finish(const Params& p, const Part& part, float (&sums)[Shape::k
   const int column = threadIdx.x % kAcross * kItems, first = threadIdx.x / kAcross;
   const int32_t m = part.m + column, count = p.M - m;
   const int32_t rows = p.N - part.n < Shape::kN ? p.N - part.n : Shape::kN;
-  if (count <= 0) return;
   const Items column_bias = read(y.column_bias, m, count, 0.0f);
 #pragma unroll 1
   for (int row = first; row < rows; row += kDown) {
@@ -208,7 +207,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
       }
     }
   }
-  cp_async_wait<0>();
 
   block_barrier();  // the sums take the place of the chunks, to leave in the order of the result
 #pragma unroll

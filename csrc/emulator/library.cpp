@@ -6,7 +6,6 @@
 
 #include "../cuda/passes.h"
 #include "../cuda/spatial_shift.h"
-#include "../cuda/token_linear.h"
 #include "conformance.h"
 #include "hopper_example.h"
 
@@ -58,11 +57,6 @@ const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* 
       shiftmlp::launch_spatial_shift(p, nullptr);
     }
   });
-}
-
-const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
-                         shiftmlp::DType dtype) {
-  return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
 }
 
 const char* moments(uint64_t seed, const shiftmlp::Images& x, float eps, float* mean, float* rstd) {
