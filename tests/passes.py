@@ -4,7 +4,7 @@ import ctypes
 
 import emulator
 import torch
-from emulator import DTYPES, Rows, Vector, fenced
+from emulator import ACTIVATIONS, DTYPES, Rows, Vector, fenced
 from torch import Tensor
 
 EPS = 1e-6
@@ -104,6 +104,12 @@ class Passes:
         )
         self.run("norm_backward", params)
         return dx, *(self.sum_parts(each) for each in sums)
+
+    def activation_backward(self, dy, scale, x, activation):
+        dx = self.result(*x.shape, dtype=x.dtype, shift=self.shift)
+        kind, to = ACTIVATIONS.index(activation), DTYPES.index(x.dtype)
+        self.run("activation_backward", images(dy), Vector.of(scale), images(x), kind, dx, to)
+        return dx
 
     def sum_rows(self, a, b=None, parts=11, dtype=torch.float32):
         sums = self.result(parts, a.shape[-1])

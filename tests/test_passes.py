@@ -5,8 +5,10 @@ import pytest
 import torch
 from emulator import fenced
 from passes import EPS, Passes
+from passes_defects import PLANTED
 
 from shiftmlp.ops._math import (
+    activate_backward,
     at_least_float32,
     normalize,
     normalize_backward,
@@ -32,9 +34,8 @@ def expected(x, dy, weight, bias, scale, residual, norm="layer_norm", eps=EPS):
     dscaled, dscale = scale_backward(dy, y, scale, dy.dtype)
     gradients = normalize_backward(dscaled, x, norm, weight, eps, (True,) * 3)
     rows = [(dscaled * factor).to(wide).sum((0, 2)) for factor in (1, x)]
-    return [
-        residual + scale * y, *gradients, dscale, sum_leading(dy), sum_leading(dy * x), *rows,
-    ]  # fmt: skip
+    gradients += dscale, activate_backward(dscaled, x, "relu")
+    return [residual + scale * y, *gradients, sum_leading(dy), sum_leading(dy * x), *rows]
 
 
 def computed(passes, x, dy, weight, bias, scale, residual, norm="layer_norm", eps=EPS):
@@ -42,6 +43,7 @@ def computed(passes, x, dy, weight, bias, scale, residual, norm="layer_norm", ep
     y = passes.norm(x, moments, weight, bias, scale, residual)
     gradients = passes.norm_backward(dy, x, moments, weight, bias, scale)
     rows = [passes.sum_columns(dy, scale, other) for other in (None, x)]
+    gradients += (passes.activation_backward(dy, scale, x, "relu"),)
     return [y, *gradients, passes.sum_rows(dy), passes.sum_rows(dy, x), *rows]
 
 
@@ -162,120 +164,22 @@ def test_options_and_mixtures_of_dtypes(library):
     assert torch.equal(passes.sum_rows(nothing), torch.zeros(24))
 
 
+@pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "gelu_tanh"])
+def test_activation_backward(activation, dtype, library):
+    x, dy, scale, *_ = operands(2, 19, 24, dtype)
+    exact = activate_backward(dy.double() * scale.double(), x.double(), activation)
+    torchs = activate_backward(dy * scale, x, activation)
+    result = Passes(library).activation_backward(dy, scale, x, activation)
+    assert_as_good_as_torch(result, torchs, exact)
+
+
 def test_moments_far_from_zero(library):
     """Where a mean of squares would have cancelled."""
     passes, x = Passes(library), fenced(1000 + torch.randn(1, 9, 1032))
     y = passes.norm(x, passes.moments(x))
     torchs, exact = (normalize(t, "layer_norm", None, None, EPS) for t in (x, x.double()))
     assert_as_good_as_torch(y, torchs, exact)
-
-
-COLUMNS = {
-    "one column beyond the end": ("i * step) < end", "i * step) <= end"),
-    "columns beyond the end read": ("if (data == nullptr || !columns.has(0))", "if (!data)"),
-    "narrow columns beyond the end read": (
-        "if (columns.has(i)) raw.halves",
-        "raw.halves",
-    ),
-    "narrow floats beyond the end read": ("if (columns.has(i)) raw.singles", "raw.singles"),
-    "columns beyond the end written": ("  if (!columns.has(0)) return;\n", ""),
-    "narrow columns beyond the end written": ("if (columns.has(i)) to[", "to["),
-    "second half of the floats not read": (
-        "if (dtype == DType::kFloat32) raw.words[1]",
-        "if (0) raw.words[1]",
-    ),
-    "second half of the floats not written": (
-        "if constexpr (sizeof(T) == 4) words[1]",
-        "if (0) words[1]",
-    ),
-    "a lane left out of the sum": ("mask = 16", "mask = 8"),
-    "all rows taken for one image's": ("if (stride_b == count * stride) count", "count"),
-    "rows of the first image": ("b * stride_b +", ""),
-    "alignment of rows not asked for": ("items_ % kItems == 0 &&", ""),
-    "alignment of images not asked for": ("x.images > 1 ? x.rows.stride_b : 0", "0"),
-    "alignment of pointers not asked for": ("&& bytes_ % 16 == 0", ""),
-}
-
-PASSES = {
-    "rest of a long row not read": ("if (begin > 0) strip", "if (false) strip"),
-    "end of a long row taken for its beginning": ("if (columns > Strip::kColumns)", "if (false)"),
-    "columns beyond the end centred": ("at.has(j) ? v.at[j] - center : 0.0f", "v.at[j] - center"),
-    "one row beyond the end": ("row < rows; row += warps", "row <= rows; row += warps"),
-    "one lane's sum for the mean": ("warp_sum(total) / columns", "total / columns"),
-    "one lane's sum for the variance": ("warp_sum(squares)", "squares"),
-    "one lane's sum for a row": ("total = warp_sum(total);", ""),
-    "the mean not taken off": ("(v.at[j] - center) * rstd", "v.at[j] * rstd"),
-    "residual of the first row": ("rest(residual, row, begin", "rest(residual, 0, begin"),
-    "result beyond the row": ("row * columns, at)", "row * (columns + 1), at)"),
-    "last image of a part left out": (
-        "images * (part + 1) / parts;",
-        "images * (part + 1) / parts - 1;",
-    ),
-    "parts that overlap": ("image = images * part / parts", "image = 0"),
-    "every image the first": ("first(a, image * rows + row", "first(a, row"),
-    "alignment of x not asked for in the moments": (
-        "Alignment(x.columns).with(x)",
-        "Alignment(x.columns)",
-    ),
-    "alignment of x not asked for in the norm": (
-        "alignment.with(x).with(norm",
-        "alignment.with(norm",
-    ),
-    "alignment of the norm's weight not asked for": (".with(norm.weight)", ""),
-    "alignment of the norm's bias not asked for": (".with(norm.bias)", ""),
-    "alignment of the norm's scale not asked for": ("bias).with(scale)", "bias)"),
-    "alignment of the residual not asked for": (".with(residual)", ""),
-    "alignment of the norm's result not asked for": (".with(y)", ""),
-    "alignment of a not asked for": ("Alignment(a.columns).with(a)", "Alignment(a.columns)"),
-    "alignment of the scale not asked for": ("(a).with(scale)", "(a)"),
-    "alignment of b not asked for": (".with(b)", ""),
-}
-
-PASSES_BACKWARD = {
-    "no barrier before the means are read": (
-        "block_barrier();  // the other turn",
-        "// the other turn",
-    ),
-    "means overwritten while they are read": ("turn ^= 1", "turn ^= 0"),
-    "no barrier before the sums are added up": ("along_x;\n  block_barrier();", "along_x;"),
-    "rows of the next part": ("i < count && ty < down", "i < kGroup && ty < down"),
-    "last row of a part left out": (
-        "p.rows * (part + 1) / p.parts;",
-        "p.rows * (part + 1) / p.parts - 1;",
-    ),
-    "parts that overlap": ("first = p.rows * part / p.parts", "first = 0"),
-    "columns of the first strip": (
-        "columns(strip * kStrip, p.columns, tx",
-        "columns(0, p.columns, tx",
-    ),
-    "threads beyond the last whole row add": ("i = 1; i < down; ++i", "i = 1; i <= down; ++i"),
-    "one thread's rows for all": ("i = 1; i < down; ++i", "i = 1; i < 1; ++i"),
-    "rest of a long row not summed": (
-        "begin < p.columns; begin",
-        "begin < 512 && begin < p.columns; begin",
-    ),
-    "one lane's means": ("ones = warp_sum(ones), along = warp_sum(along);", ""),
-    "no projection from ones": ("factor.at[j] - one -", "factor.at[j] -"),
-    "no projection from x": ("- normal * along)", ")"),
-    "no bias in the gradient of scale": (" + bias.at[j] * sums.at[j]", ""),
-    "no barrier before the parts are added up": ("= total;\n  block_barrier();", "= total;"),
-    "numbers beyond the end written": ("warp > 0 || at >= n", "warp > 0"),
-    "a warp's parts left out": ("i < kWarps; ++i) total", "i < kWarps - 1; ++i) total"),
-    "alignment of dy not asked for": ("alignment.with(p.dy)", "alignment"),
-    "alignment of x not asked for": (".with(p.x)", ""),
-    "alignment of weight not asked for": (".with(p.norm.weight)", ""),
-    "alignment of bias not asked for": (".with(p.norm.bias)", ""),
-    "alignment of scale not asked for": (".with(p.scale)", ""),
-    "alignment of dx not asked for": (".with(p.dx)", ""),
-    "alignment of the sums not asked for": (
-        "alignment.with(p.dweight).with(p.dbias).with(p.dscale);",
-        "",
-    ),
-}
-
-PLANTED = {
-    "columns.h": COLUMNS, "passes.cu": PASSES, "passes_backward.cu": PASSES_BACKWARD,
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("source, bug", [(s, bug) for s in PLANTED for bug in PLANTED[s]])

@@ -11,6 +11,7 @@ namespace shiftmlp {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kBlocks = 2;  // of a multiprocessor; unasked, the compiler spills to have more
 constexpr int64_t kMaxBlocks = (1u << 31) - 1;  // of a launch; more rows than warps take turns
 
 // Calls f(row) for the rows of this warp.
@@ -39,7 +40,7 @@ struct RowStrip {
 };
 
 template <bool kAligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     moments_kernel(const __grid_constant__ Matrix x, int64_t rows, int32_t columns, float eps,
                    float* mean, float* rstd) {
   using Strip = RowStrip<kAligned, 4>;
@@ -49,7 +50,10 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
       if (begin > 0) strip = Strip(x, row, begin, columns);
 #pragma unroll
-      for (const Raw& raw : strip.raw) total += sum(widened(raw, x.dtype));
+      for (int i = 0; i < Strip::kLoads; ++i) {
+        if (!strip.columns(begin, columns, i).has(0)) break;
+        total += sum(widened(strip.raw[i], x.dtype));
+      }
     }
     const float center = warp_sum(total) / columns;
     for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
@@ -57,6 +61,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < Strip::kLoads; ++i) {
         const Columns<kAligned> at = strip.columns(begin, columns, i);
+        if (!at.has(0)) break;
         Floats v = widened(strip.raw[i], x.dtype);
 #pragma unroll
         for (int j = 0; j < kItems; ++j) {
@@ -75,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <bool kAligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     norm_kernel(const __grid_constant__ Matrix x, int64_t rows, int32_t columns,
                 const __grid_constant__ NormParams norm, Vector scale,
                 const __grid_constant__ Matrix residual, void* y, DType dtype) {
@@ -88,6 +93,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < Strip::kLoads; ++i) {
         const Columns<kAligned> at = strip.columns(begin, columns, i);
+        if (!at.has(0)) break;
         const Floats weight = load(norm.weight, 1.0f, at), bias = load(norm.bias, 0.0f, at);
         const Floats factor = load(scale, 1.0f, at), added = widened(rest.raw[i], residual.dtype);
         Floats v = widened(strip.raw[i], x.dtype);
@@ -103,7 +109,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <bool kAligned>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     activation_backward_kernel(const __grid_constant__ Matrix dy, int64_t rows, int32_t columns,
                                Vector scale, const __grid_constant__ Matrix x,
                                Activation activation, void* dx, DType dtype) {
@@ -114,6 +120,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < Strip::kLoads; ++i) {
         const Columns<kAligned> at = gradient.columns(begin, columns, i);
+        if (!at.has(0)) break;
         const Floats value = widened(inner.raw[i], x.dtype);
         Floats v = product(widened(gradient.raw[i], dy.dtype), load(scale, 1.0f, at));
         with_activation(activation, [&](auto constant) {
@@ -128,16 +135,15 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// A warp owns a row of a part, and goes through the images of the part. Not asked for two blocks,
-// the compiler spills on some devices to have room for more.
+// A warp owns a row of a part, and goes through the images of the part.
 template <bool kAligned>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sum_columns_kernel(const __grid_constant__ Matrix a, Vector scale,
                        const __grid_constant__ Matrix b, int64_t images, int32_t rows,
                        int32_t columns, float* sums, int32_t parts) {
   using Strip = RowStrip<kAligned, 2>;
-  for_each_row(int64_t{parts} * rows, [&](int64_t at) {
-    const int64_t part = at / rows, row = at % rows;
+  for_each_row(int64_t{parts} * rows, [&](int64_t index) {
+    const int64_t part = index / rows, row = index % rows;
     const int64_t end = images * (part + 1) / parts;
     float total = 0.0f;
     for (int64_t image = images * part / parts; image < end; ++image) {
@@ -146,7 +152,9 @@ __global__ void __launch_bounds__(kThreads, 2)
         const Strip second(b, image * rows + row, begin, columns);
 #pragma unroll
         for (int i = 0; i < Strip::kLoads; ++i) {
-          const Floats factor = load(scale, 1.0f, first.columns(begin, columns, i));
+          const Columns<kAligned> at = first.columns(begin, columns, i);
+          if (!at.has(0)) break;
+          const Floats factor = load(scale, 1.0f, at);
           Floats v = product(widened(first.raw[i], a.dtype), factor);
           if (b.data) v = product(v, widened(second.raw[i], b.dtype));
           total += sum(v);
@@ -154,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
     total = warp_sum(total);
-    if (threadIdx.x % 32 == 0) sums[at] = total;
+    if (threadIdx.x % 32 == 0) sums[index] = total;
   });
 }
 

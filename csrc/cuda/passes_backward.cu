@@ -56,6 +56,7 @@ __device__ void row_means(const Params& p, int64_t row, float (&means)[2]) {
     }
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
+      if (!columns(i).has(0)) break;
       const Floats factor =
           product(load(p.norm.weight, 1.0f, columns(i)), load(p.scale, 1.0f, columns(i)));
       const Floats d = product(widened(dy[i], p.dy.dtype), factor);

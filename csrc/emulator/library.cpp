@@ -73,6 +73,14 @@ const char* norm_backward(uint64_t seed, const shiftmlp::NormBackward& p) {
   return run(seed, [&] { shiftmlp::launch_norm_backward(p, nullptr); });
 }
 
+const char* activation_backward(uint64_t seed, const shiftmlp::Images& dy,
+                                const shiftmlp::Vector& scale, const shiftmlp::Images& x,
+                                shiftmlp::Activation activation, void* dx, shiftmlp::DType dtype) {
+  return run(seed, [&] {
+    shiftmlp::launch_activation_backward(dy, scale, x, activation, dx, dtype, nullptr);
+  });
+}
+
 const char* sum_rows(uint64_t seed, const shiftmlp::Images& a, const shiftmlp::Images& b,
                      float* sums, int32_t parts) {
   return run(seed, [&] { shiftmlp::launch_sum_rows(a, b, sums, parts, nullptr); });
