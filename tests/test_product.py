@@ -335,6 +335,24 @@ def test_splits(layout, library):
             check_exact(library, seed, c, f"{sizes}, {splits} splits")
 
 
+def test_more_blocks_than_a_launch_takes(library):
+    few = emulator.build("product.cu", "(int64_t{1} << 31) - 1", "7")
+    for layout in ("token", "channel dw"):
+        c = case(layout, 136, 130, 8, images=5)
+        check_exact(few, 0, replace(c, splits=3) if layout == "channel dw" else c, layout)
+
+
+def test_offsets_beyond_32_bits(library):
+    """In memory that is asked for but, between its rows, never touched."""
+    c = case("channel", 24, 9, 40, images=2)
+    for which, strides in {"columns": (1 << 27, 1), "rows": (1 << 31, 64, 1)}.items():
+        s = getattr(c, which)
+        size = 1 + sum((n - 1) * stride for n, stride in zip(s.x.shape, strides, strict=True))
+        far = s.x.new_empty(size).as_strided(s.x.shape, strides).copy_(s.x)
+        c = replace(c, **{which: replace(s, x=far)})
+    check_exact(library, 0, c, "far apart")
+
+
 SHIFTED = {"channel": "rows", "channel dw": "columns", "channel dx": "rows", "token dw": "columns"}
 
 
@@ -453,10 +471,10 @@ PRODUCT = {
     "no barrier before the sums are stored": ("block_barrier();  // the sums", "// the sums"),
     "no barrier before the sums are read": ("}\n  block_barrier();\n", "}\n"),
     "an image's last chunk followed by itself": ("k = 0, ++b", "k = 0"),
-    "the rows changed as the columns": ("change(pieces(stage, i,", "change(pieces(stage, 0,"),
+    "the rows changed as the columns": ("pieces(stage, i, reading", "pieces(stage, 0, reading"),
     "changed before it is there": (
-        "      cp_async_wait<kStages - 2>();\n#pragma unroll 1\n      for",
-        "#pragma unroll 1\n      for",
+        "cp_async_wait<kStages - 2>();\n#pragma unroll 1\n      for (int i = 0; i < 2; ++i)",
+        "for (int i = 0; i < 3; ++i) if (i == 2) cp_async_wait<kStages - 2>(); else",
     ),
     "another chunk's numbers": ("reading.next(p.K);", ""),
     "halves of b swapped": ("multiply(j, {b[0], b[1]})", "multiply(j, {b[1], b[0]})"),
@@ -509,8 +527,9 @@ TILE = {
     "the group of the first channel": ("shift.group(c,", "shift.group(0,"),
     "a quotient rounded down": ("{1} << p) + d - 1) / d", "{1} << p)) / d"),
     "what was not there changed": ("v.at[i] = i < count ? v.at[i] : 0.0f;", ""),
-    "rows beyond the end changed": ("if (r >= side.rows) return;", ""),
-    "statistics of the first image": ("b * side.rows + r", "r"),
+    "rows beyond the end changed": ("if (row(piece) >= side.rows) return;", ""),
+    "statistics of the first image": ("= b * rows + r", "= r"),
+    "factor of another piece": ("batch[i - 1] = batch[i];", ";"),
     "no mean": ("(v.at[i] - mean)", "v.at[i]"),
     "no deviation": ("* rstd * weight", "* weight"),
     "no weight": ("* rstd * weight.at[i]", "* rstd"),

@@ -153,6 +153,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   // Of columns 16 i + lane / 4 and the eighth after it, and rows 8 j + lane % 4 * 2 and the next.
   float sums[Shape::kWarpM / 16][Shape::kWarpN / 8][4] = {};
   Chunk loading = part.first, reading = part.first;
+  constexpr int kBatch = 256 / Shape::kThreads;  // fewer threads have more registers each
   const auto pieces = [&part](auto& stage, int side, int32_t k) {
     return side == 0 ? stage.columns.pieces(part.m, k) : stage.rows.pieces(part.n, k);
   };
@@ -163,7 +164,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
       cp_async_wait<kStages - 2>();
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
-        if (p.sides[i].changes) change(pieces(stage, i, reading.k), p.sides[i], reading.b);
+        if (!p.sides[i].changes) continue;
+        change<kBatch>(pieces(stage, i, reading.k), p.sides[i], reading.b);
       }
       reading.next(p.K);
       block_barrier();  // all have their part of this chunk, and are done with the one before

@@ -94,8 +94,22 @@ __device__ void copy_any(const Pieces<T>& pieces, const Side& side, int64_t b) {
   }
 }
 
-// Turns this thread's pieces, once they are there, into what the operand is made of.
+// What belongs to one piece alone.
 template <class T>
+struct OfPiece {
+  float mean, rstd;
+  Packed<T> factor;
+
+  __device__ void load(const Operand& o, int64_t b, int64_t rows, int32_t r, int32_t c, int count) {
+    const int64_t at = b * rows + r;
+    if (o.mean) mean = o.mean[at], rstd = o.rstd[at];
+    if (o.factor.data) factor = pack<T>(o.factor, b, r, c, count);
+  }
+};
+
+// Turns this thread's pieces, once they are there, into what the operand is made of. Memory is
+// waited for once for kBatch pieces.
+template <int kBatch, class T>
 __device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
   const Operand& o = side.operand;
   const int32_t c = pieces.c, count = side.columns - c;
@@ -103,15 +117,25 @@ __device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
   const bool norm = o.mean != nullptr || o.weight.data != nullptr || o.bias.data != nullptr;
   const Items weight = read(o.weight, c, count, 1.0f), bias = read(o.bias, c, count, 0.0f);
   const Items scale = read(o.scale, c, count, 1.0f);
+  OfPiece<T> batch[kBatch];
 #pragma unroll 1
   for (int piece = 0; piece < pieces.count; ++piece) {
-    const int32_t r = pieces.r + piece * pieces.down;
-    if (r >= side.rows) return;
+    const auto row = [&](int piece) { return pieces.r + piece * pieces.down; };
+    if (row(piece) >= side.rows) return;
+    if (piece % kBatch == 0) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (row(piece + i) >= side.rows) break;
+        batch[i].load(o, b, side.rows, row(piece + i), c, count);
+      }
+    }
+    const OfPiece<T> own = batch[0];
+#pragma unroll
+    for (int i = 1; i < kBatch; ++i) batch[i - 1] = batch[i];
     T* const at = pieces.at + piece * pieces.pitch;
     Items v = read(at, kItems);
     if (norm) {
-      const int64_t row = b * side.rows + r;
-      const float mean = o.mean ? o.mean[row] : 0.0f, rstd = o.mean ? o.rstd[row] : 1.0f;
+      const float mean = o.mean ? own.mean : 0.0f, rstd = o.mean ? own.rstd : 1.0f;
       for_each_item([&](int i) { v.at[i] = (v.at[i] - mean) * rstd * weight.at[i] + bias.at[i]; });
     }
     with_activation(o.activation, [&](auto activation) {
@@ -119,7 +143,7 @@ __device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
     });
     for_each_item([&](int i) { v.at[i] *= scale.at[i]; });
     if (o.factor.data) {
-      const Items factor = read<T>(o.factor, b, r, c, count);
+      const Items factor = unpack(own.factor);
       for_each_item([&](int i) { v.at[i] *= factor.at[i]; });
     }
     for_each_item([&](int i) { v.at[i] = i < count ? v.at[i] : 0.0f; });
