@@ -60,13 +60,17 @@ sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under Ad
 	@SHIFTMLP_BUILD=1 SHIFTMLP_CUDA=0 \
 	  $(PY) setup.py -q build --build-base build/sanitize/base --build-lib build/sanitize/lib
 	@$(SANITIZED) $(PY) -m pytest tests/test_kernels.py tests/test_memory.py tests/test_cpu_survival.py \
-	  tests/test_cpu_wrong_tensors.py -k "cpu and not triton and not reference and not forked" $(ARGS)
+	  tests/test_wrong_tensors.py \
+	  -k "cpu and not triton and not reference and not emulated and not forked" $(ARGS)
 	@$(SANITIZED) ATEN_CPU_CAPABILITY=default $(PY) -m pytest tests/test_kernels.py \
-	  -k "cpu and not triton and not reference" $(ARGS)
+	  -k "cpu and not triton and not reference and not emulated" $(ARGS)
 	@$(SANITIZED) SHIFTMLP_BACKEND=cpu $(PY) -m pytest tests/test_gradients.py $(ARGS)
 	@# Python's own pools would land on marked stacks of fibers that have ended.
 	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_emulator.py tests/test_primitives.py \
-	  -k "(emulator and not planted) or (primitives and not compiles)" $(ARGS)
+	  tests/test_product.py tests/test_passes.py -k "not planted and not compiles and not machine" \
+	  $(ARGS)
+	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_kernels.py tests/test_wrong_tensors.py \
+	  tests/test_emulated.py -k emulated $(ARGS)
 
 pictures: setup  ## draws the pictures of the README and its generated tables
 	@$(PY) docs/draw.py

@@ -75,6 +75,17 @@ struct Shift {
     }
   }
 
+  // All channels at which a group begins or ends, or 1 for groups of channels apart, in one word:
+  // what divides it divides each of them.
+  uint32_t edges(int32_t C) const {
+    uint32_t all = 0;
+    for (int32_t g = 0; g <= count; ++g) {
+      const Channels in = channels(g, C);
+      if (in.begin < in.end) all |= in.stride == 1 ? in.begin | in.end : 1;
+    }
+    return all;
+  }
+
   // The steps that an H by W map sees: at most its size, and with "wrap" in [0, size).
   Shift within(int32_t H, int32_t W) const {
     Shift result = *this;

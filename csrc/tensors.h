@@ -5,8 +5,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <initializer_list>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "activation.h"
 #include "dispatch.h"
@@ -15,6 +18,14 @@
 namespace shiftmlp {
 
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Gradients = std::vector<OptionalTensor>;  // null where none is wanted
+
+struct NormArgs {
+  const std::string& kind;
+  const OptionalTensor &weight, &bias;
+  double eps;
+};
 
 // A (..., H, W, C) tensor as (B, H, W, C) with C dense. The one place where a layout is copied.
 struct Map {
@@ -61,6 +72,18 @@ inline DType dtype_of(const Tensor& x, const char* name = "x") {
       STD_TORCH_CHECK(false, name, " must be float16, bfloat16, float32 or float64, got ",
                       torch::headeronly::toString(x.scalar_type()));
   }
+}
+
+inline void check_shape(const Tensor& x, std::initializer_list<int64_t> wanted, const char* name) {
+  bool same = x.dim() == static_cast<int64_t>(wanted.size());
+  for (size_t i = 0; same && i < wanted.size(); ++i) same = x.size(i) == wanted.begin()[i];
+  if (same) return;
+  const auto listed = [](const auto& sizes) {
+    std::string all;
+    for (int64_t size : sizes) all += (all.empty() ? "" : ", ") + std::to_string(size);
+    return "(" + all + ")";
+  };
+  STD_TORCH_CHECK(false, name, " must be ", listed(wanted), ", got ", listed(x.sizes()));
 }
 
 inline Activation activation_of(const std::string& name) {

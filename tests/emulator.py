@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,12 +22,15 @@ from torch import Tensor
 CSRC = Path(__file__).parents[1] / "csrc"
 SOURCES = sorted([*CSRC.glob("emulator/*.c*"), *CSRC.glob("cuda/*.cu")])
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
-CACHE = CSRC.parent / "build/emulator"
+CACHE = (CSRC.parent / "build/emulator").resolve()  # which copies of the tree may share
 CXX = shlex.split(os.environ.get("CXX") or "g++")
 FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-FLAGS += [f"-I{CSRC}/emulator/nvidia", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+FLAGS += ["-Icsrc/emulator/nvidia", *shlex.split(os.environ.get("CXXFLAGS", ""))]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as in csrc/dispatch.h
 PLANTED_FLAGS = ["-w", "-O0", "-g0"]  # runs little, so what counts is how soon it is compiled
+INCLUDE = Path(torch.__file__).with_name("include")
+TORCH = [f"-isystem{INCLUDE}", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+TORCH += ['-DSHIFTMLP_CUDA_ARCHS=""', "-DCUDART_VERSION=0"]  # without USE_CUDA: for the emulator
 LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
 
 
@@ -38,18 +42,55 @@ def missing() -> str | None:
 
 
 def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
-    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``."""
-    objects = []
-    for path in SOURCES:
-        text, flags = path.read_text(), FLAGS
-        if path.name == source:
-            flags = [*FLAGS, *PLANTED_FLAGS]
-            assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
-            text = text.replace(right, wrong)
-        compile_text = ["-x", "c++", "-", "-c", "-iquote", str(path.parent)]
-        line = f'# 1 "{path.relative_to(CSRC)}"\n'
-        objects.append(_make(".o", [*CXX, *flags, *compile_text], line + text + _headers()))
+    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``.
+
+    That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug.
+    """
+    objects = [_compile(path, source, right, wrong) for path in SOURCES]
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
+
+
+def build_ops(schemas: bool) -> Path:
+    """The same with the kernels' adapters, which make them ops of ``torch.ops.shiftmlp_cuda`` for
+    tensors in the CPU's memory; ``schemas``: nothing else has declared those."""
+    adapters = sorted(CSRC.glob("cuda/*_op.cpp")) + [CSRC / "cuda/library.cpp"] * schemas
+    objects = [_compile(path) for path in SOURCES]
+    objects += [_compile(path, flags=TORCH) for path in adapters]
+    command = [*CXX, "-shared", *LDFLAGS, *map(str, objects), "-Wl,--no-as-needed"]
+    return _make(".so", [*command, f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu"])
+
+
+def _compile(path: Path, source: str = "", right: str = "", wrong: str = "", flags=()) -> Path:
+    def read(path: Path) -> str:
+        text = path.read_text()
+        if not source or not path.match(source):
+            return text
+        assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
+        return text.replace(right, wrong)
+
+    files = [path]
+    text = _with_headers(path, read, files) if source.endswith(".h") else read(path)
+    flags = [*FLAGS, *flags]
+    if source and any(file.match(source) for file in files):
+        flags += PLANTED_FLAGS
+    else:
+        text = path.read_text()
+    compile_text = ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
+    line = f'# 1 "{path.relative_to(CSRC)}"\n'
+    return _make(".o", [*CXX, *flags, *compile_text], line + text + _headers())
+
+
+def _with_headers(path: Path, read, files: list[Path]) -> str:
+    """The text of a file with those that it includes in their places, each one once."""
+
+    def put(include: re.Match) -> str:
+        header = (path.parent / include[1]).resolve()
+        if header in files:
+            return ""
+        files.append(header)
+        return _with_headers(header, read, files)
+
+    return re.sub(r'#include "(.*)"', put, read(path))
 
 
 def build_for_hopper() -> ctypes.CDLL:
@@ -81,23 +122,73 @@ def _make(suffix: str, command: list[str], text: str = "") -> Path:
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             made = Path(folder, name)
             done = subprocess.run(
-                [*command, "-o", made], input=text, text=True, capture_output=True
+                [*command, "-o", made], input=text, text=True, capture_output=True, cwd=CSRC.parent
             )
             assert done.returncode == 0 and not done.stderr, done.stderr
             made.rename(CACHE / name)
     return CACHE / name
 
 
-class TokenLinearParams(ctypes.Structure):
-    """As in csrc/cuda/token_linear.h."""
+class Rows(ctypes.Structure):
+    """This and the next four: as in csrc/cuda/product.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "scale", "residual", "y")),
-        ("B", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("S", "T", "C")),
-        *((f"x_stride_{name}", ctypes.c_int64) for name in "bs"),
-        ("weight_stride", ctypes.c_int64),
-        *((f"residual_stride_{name}", ctypes.c_int64) for name in "bt"),
+        ("data", ctypes.c_void_p),
+        ("stride_b", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+    ]
+
+    @classmethod
+    def of(cls, t: Tensor | None):
+        """Of (images, rows, columns), or of (rows, columns), which all images share."""
+        return cls() if t is None else cls(t.data_ptr(), *[0, *t.stride()][-3:-1])
+
+
+class Vector(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32)]
+
+    @classmethod
+    def of(cls, t: Tensor | None):
+        return cls() if t is None else cls(t.data_ptr(), DTYPES.index(t.dtype))
+
+
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")  # as in csrc/activation.h
+
+
+class Operand(ctypes.Structure):
+    _fields_ = [
+        ("rows", Rows),
+        ("sums_rows", ctypes.c_bool),
+        ("shift", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in "HW"),
+        *((name, ctypes.c_void_p) for name in ("mean", "rstd")),
+        *((name, Vector) for name in ("weight", "bias")),
+        ("activation", ctypes.c_int32),
+        ("scale", Vector),
+        ("factor", Rows),
+    ]
+
+
+class Result(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        *((name, ctypes.c_int64) for name in ("stride_b", "stride")),
+        *((name, Vector) for name in ("row_bias", "column_bias")),
+        ("activation", ctypes.c_int32),
+        ("slope_of", Rows),
+        ("scale", Vector),
+        *((name, Rows) for name in ("factor", "residual")),
+    ]
+
+
+class Product(ctypes.Structure):
+    _fields_ = [
+        ("dtype", ctypes.c_int32),
+        *((name, Operand) for name in ("columns", "rows")),
+        ("result", Result),
+        ("images", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("M", "N", "K", "splits")),
     ]
 
 
@@ -113,15 +204,11 @@ class HopperExampleParams(ctypes.Structure):
     ]
 
 
-def token_linear(library, seed: int, x, weight, bias=None, scale=None, residual=None) -> Tensor:
-    """The kernel's result; RuntimeError with the emulator's message if the run failed."""
-    (B, S, C), T = x.shape, weight.shape[0]
-    y = fenced(x.new_full((B, T, C), float("nan")))
-    pointers = [0 if t is None else t.data_ptr() for t in (x, weight, bias, scale, residual, y)]
-    strides = (0, 0) if residual is None else residual.stride()[:2]
-    params = TokenLinearParams(*pointers, B, S, T, C, *x.stride()[:2], weight.stride(0), *strides)
-    _run(library.token_linear, seed, params, y)
-    return y
+def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
+    """Fills the result that ``params`` tells of, in y; ``shifts``: of the columns and the rows."""
+    specs = [None if shift is None else shift.spec.encode() for shift in shifts]
+    call(library.product, seed, params, *specs)
+    assert fence_stands(y), f"seed {seed}: written outside of y"
 
 
 def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tensor:
@@ -130,13 +217,13 @@ def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tenso
     sizes = (ctypes.c_int32 * 5)(*x.shape, x.element_size())
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y)]
     dtype = DTYPES.index(x.dtype)
-    _call(library.spatial_shift, seed, *pointers, sizes, shift.spec.encode(), backward, dtype)
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    call(library.spatial_shift, seed, *pointers, sizes, shift.spec.encode(), backward, dtype)
+    assert fence_stands(y), f"seed {seed}: written outside of y"
     return y
 
 
 def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> Tensor:
-    """token_linear without options, by TMA and wgmma."""
+    """weight @ x of every image, by TMA and wgmma."""
     (B, S, C), T = x.shape, weight.shape[0]
     y = fenced(x.new_full((B, T, C), float("nan")))
     pointers = [t.data_ptr() for t in (x, weight, y)]
@@ -149,16 +236,16 @@ def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: i
     """``out``, filled by the kernel of csrc/emulator/conformance.h that tries the primitive."""
     pointers = [None if t is None else t.data_ptr() for t in (a, b, out)]
     tensors = (ctypes.c_void_p * 3)(*pointers)
-    _call(getattr(library, f"conform_{primitive}"), seed, tensors, *args)
+    call(getattr(library, f"conform_{primitive}"), seed, tensors, *args)
     return out
 
 
 def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
-    _call(kernel, seed, ctypes.byref(params), DTYPES.index(y.dtype))
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    call(kernel, seed, ctypes.byref(params), DTYPES.index(y.dtype))
+    assert fence_stands(y), f"seed {seed}: written outside of y"
 
 
-def _call(kernel, seed: int, *args) -> None:
+def call(kernel, seed: int, *args) -> None:
     kernel.restype = ctypes.c_char_p
     message = kernel(ctypes.c_uint64(seed), *args)
     if message:
@@ -175,7 +262,7 @@ def fenced(t: Tensor, shift: int = 0) -> Tensor:
     return inside.copy_(t)
 
 
-def _fence_stands(t: Tensor) -> bool:
+def fence_stands(t: Tensor) -> bool:
     """Whether all is NaN still around a tensor that ``fenced`` made."""
     storage = t.new_empty(0).set_(t.untyped_storage())
     first = t.storage_offset()

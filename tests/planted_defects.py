@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import cuda_defects
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -166,6 +168,7 @@ DEFECTS = {
         "test_gradients.py second",
     ),
 }  # fmt: skip
+DEFECTS |= {name: Defect(*defect) for name, defect in cuda_defects.DEFECTS.items()}
 
 
 def plant(defect: Defect, copy: Path) -> None:
@@ -184,10 +187,13 @@ def first_failure(defect: Defect) -> str | None:
             ignored = shutil.ignore_patterns("__pycache__", "results")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", copy)
+        # Kept by content: what the defect does not touch is compiled once for all.
+        (copy / "build").mkdir()
+        (copy / "build/emulator").symlink_to(ROOT / "build/emulator")
         plant(defect, copy)
         file, _, expression = defect.tests.partition(" ")
         command = [sys.executable, "-m", "pytest", "-x", f"tests/{file}", "-k", expression]
-        environment = os.environ | {"PYTHONPATH": str(copy)}
+        environment = os.environ | {"PYTHONPATH": str(copy), "CXXFLAGS": "-w"}
         ran = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, text=True, check=False
         )

@@ -1,5 +1,6 @@
 """Every kernel of every op, forward and backward alike, against the reference."""
 
+import emulated
 import pytest
 import torch
 from samples import SAMPLES, convert, randn
@@ -14,6 +15,7 @@ MOVES = {"spatial_shift", "spatial_shift_backward"}
 LOW = [torch.float32, torch.float16, torch.bfloat16]
 
 BACKENDS = [name for name in PREFERENCE if name != "cuda" or torch.cuda.is_available()]
+BACKENDS += emulated.BACKENDS
 CASES = [
     pytest.param(op, backend, sample, id=f"{op.name}-{backend}-{name}")
     for op in OPS.values()
@@ -60,9 +62,15 @@ def test_kernel_is_as_good_as_torch(op, backend, sample, dtype, device):
         testing.assert_as_good_on_average(draws)
 
 
-def integers(device):
+def exact_dtype(op, backend) -> torch.dtype:
+    """In which small integers have no rounding: float32, or float16 where that is not taken."""
+    dtypes = op.dtypes[backend]
+    return torch.float32 if dtypes is None or torch.float32 in dtypes else torch.float16
+
+
+def integers(device, dtype=torch.float32):
     """Values -2 ... 2, so that sums are exact in float32 whatever their order."""
-    return lambda *shape: torch.randint(-2, 3, shape).to(device, torch.float32)
+    return lambda *shape: torch.randint(-2, 3, shape).to(device, dtype)
 
 
 def linear_only(case) -> bool:
@@ -72,7 +80,7 @@ def linear_only(case) -> bool:
 
 @pytest.mark.parametrize(("op", "backend", "sample"), filter(linear_only, CASES))
 def test_integers_are_exact(op, backend, sample, device):
-    args = sample(integers(device))
+    args = sample(integers(device, exact_dtype(op, backend)))
     ours = run(op, backend, args)
     exact = op(*convert(args, Tensor.double), "reference")
     for got, want in zip(listed(ours), listed(exact), strict=True):
@@ -112,7 +120,7 @@ LAYOUTS = [transposed, sliced, row_pitch, reversed_axes, expanded]
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize(("op", "backend", "sample"), CASES)
 def test_layout_does_not_matter(op, backend, sample, layout, device):
-    args = convert(sample(randn(torch.float32, device)), layout)
+    args = convert(sample(randn(exact_dtype(op, backend), device)), layout)
     ours = run(op, backend, args)
     dense = op(*convert(args, Tensor.contiguous), backend)
     assert all(result.is_contiguous() for result in listed(ours))
@@ -124,7 +132,7 @@ def test_layout_does_not_matter(op, backend, sample, layout, device):
 
 @pytest.mark.parametrize(("op", "backend", "sample"), CASES)
 def test_inputs_stay_as_they_were_and_repeats_are_equal(op, backend, sample, device):
-    args = sample(randn(torch.float32, device))
+    args = sample(randn(exact_dtype(op, backend), device))
     before = convert(args, Tensor.clone)
     first = run(op, backend, args)
     second = op(*args, backend)
@@ -150,7 +158,7 @@ def test_special_values_only_move(backend, value, dtype, device):
 
 @pytest.mark.parametrize(("op", "backend", "sample"), KERNELS)
 def test_threads_do_not_change_bits(op, backend, sample):
-    args = sample(randn(torch.float32))
+    args = sample(randn(exact_dtype(op, backend)))
     before = torch.get_num_threads()
     try:
         results = []

@@ -65,12 +65,12 @@ def test_library_uses_only_the_stable_abi(path):
 
 
 @built
-def test_cuda_library_serves_its_schema_and_refuses_a_cpu_tensor():
+def test_cuda_library_serves_its_schema_and_refuses_other_tensors():
     assert _native.why_not("cuda") is None
     schema = str(torch.ops.shiftmlp_cuda.spatial_shift.default._schema)
     assert schema == "shiftmlp_cuda::spatial_shift(Tensor x, str shift) -> Tensor"
-    with pytest.raises(NotImplementedError, match="'CPU' backend"):
-        torch.ops.shiftmlp_cuda.spatial_shift(torch.zeros(1, 2, 2, 4), Shift.S2.spec)
+    with pytest.raises(NotImplementedError, match="'SparseCPU' backend"):
+        torch.ops.shiftmlp_cuda.spatial_shift(torch.zeros(1, 2, 2, 4).to_sparse(), Shift.S2.spec)
     assert op.refusal("cuda", torch.zeros(1, 2, 2, 4), Shift.S2.spec) == (
         "x must be on cuda, got cpu"
     )

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <memory>
 #include <new>
-#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -17,9 +16,6 @@
 #include "engine.h"
 
 namespace shiftmlp {
-
-using OptionalTensor = std::optional<Tensor>;
-using Gradients = std::vector<OptionalTensor>;  // null where none is wanted
 
 template <class Acc>
 constexpr auto kScalarType = std::is_same_v<Acc, double> ? torch::headeronly::ScalarType::Double
@@ -50,18 +46,6 @@ DType readable(const Tensor& x, const char* name) {
   STD_TORCH_CHECK((dtype == DType::kFloat64) == twofold, name,
                   ": float64 does not mix with other dtypes");
   return dtype;
-}
-
-inline void check_shape(const Tensor& x, std::initializer_list<int64_t> wanted, const char* name) {
-  bool same = x.dim() == static_cast<int64_t>(wanted.size());
-  for (size_t i = 0; same && i < wanted.size(); ++i) same = x.size(i) == wanted.begin()[i];
-  if (same) return;
-  const auto listed = [](const auto& sizes) {
-    std::string all;
-    for (int64_t size : sizes) all += (all.empty() ? "" : ", ") + std::to_string(size);
-    return "(" + all + ")";
-  };
-  STD_TORCH_CHECK(false, name, " must be ", listed(wanted), ", got ", listed(x.sizes()));
 }
 
 constexpr int64_t kMaxLanes = 64;  // of a block in any engine, and of a tile
@@ -207,12 +191,6 @@ struct Linear {
     STD_TORCH_CHECK(x.dim() == 2, name, " must have 2 dimensions, got ", x.dim());
     return x;
   }
-};
-
-struct NormArgs {
-  const std::string& kind;
-  const OptionalTensor &weight, &bias;
-  double eps;
 };
 
 // Aligned memory of a thread, handed out piece by piece.

@@ -1,11 +1,9 @@
-// Every native CUDA kernel, a line each. The public ops are those of torch.ops.shiftmlp.
+// The library of native CUDA kernels. The public ops are those of torch.ops.shiftmlp.
 #include <cuda_runtime_api.h>
-#include <torch/csrc/stable/library.h>
 
-STABLE_TORCH_LIBRARY(shiftmlp_cuda, m) {
-  m.def("spatial_shift(Tensor x, str shift) -> Tensor");
-  m.def("spatial_shift_backward(Tensor dy, str shift) -> Tensor");
-}
+#include "../schemas.h"
+
+STABLE_TORCH_LIBRARY(shiftmlp_cuda, m) { define_kernels(m); }
 
 // What the library was built with and for. Readable without torch, before anything is launched.
 extern "C" {

@@ -41,6 +41,10 @@ struct NormBackward {
 };
 void launch_norm_backward(const NormBackward& p, cudaStream_t stream);
 
+// dx = dy * scale * activation'(x), contiguous, in `dtype`. It may take the place of dy.
+void launch_activation_backward(const Images& dy, Vector scale, const Images& x,
+                                Activation activation, void* dx, DType dtype, cudaStream_t stream);
+
 // (parts, columns): sums over the rows of all images of a, or of a * b where b has data.
 void launch_sum_rows(const Images& a, const Images& b, float* sums, int32_t parts,
                      cudaStream_t stream);
@@ -49,7 +53,7 @@ void launch_sum_rows(const Images& a, const Images& b, float* sums, int32_t part
 void launch_sum_columns(const Images& a, Vector scale, const Images& b, float* sums, int32_t parts,
                         cudaStream_t stream);
 
-// sums[i] = sum over the parts of parts[., i], in their order; in `dtype`.
+// sums[i] = sum over the parts of parts[., i]; in `dtype`.
 void launch_sum_parts(const float* parts, int32_t count, int64_t n, void* sums, DType dtype,
                       cudaStream_t stream);
 

@@ -19,6 +19,15 @@ __device__ inline uint32_t shared_address(const void* shared) {
 #endif
 }
 
+// The address as one of a T, which is accessed as a whole and must lie on a multiple of its size.
+template <class T>
+__device__ T* aligned(const void* at, [[maybe_unused]] Here here = Here::current()) {
+#ifndef __CUDACC__
+  emulator::check_aligned(at, sizeof(T), here);
+#endif
+  return static_cast<T*>(const_cast<void*>(at));
+}
+
 __device__ inline void block_barrier([[maybe_unused]] Here here = Here::current()) {
 #ifdef __CUDACC__
   __syncthreads();

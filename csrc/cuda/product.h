@@ -21,7 +21,7 @@ struct Rows {
   int64_t stride_b, stride;
 };
 
-// A number for every row or column, in any dtype; read as float32. Without data: nothing.
+// A number for every row or column, in float16, bfloat16 or float32. Without data: nothing.
 struct Vector {
   const void* data;
   DType dtype;
@@ -32,14 +32,14 @@ struct Vector {
 // dtype once.
 struct Operand {
   Rows rows;
-  bool sums_rows;            // what is summed over: the rows, or their columns
-  const Shift* shift;        // on the host: of the columns of an H x W map; null: none
-  int32_t H, W;              // of the shift, already within(H, W); a row is (b, h, w)
-  const float *mean, *rstd;  // of the norm, for every row of every image; null: none
-  Vector weight, bias;       // of the norm, for every column
-  Activation activation;
-  Vector scale;  // for every column
-  Rows factor;   // for every element, in the operand's dtype
+  bool sums_rows;                // what is summed over: the rows, or their columns
+  const Shift* shift{};          // on the host: of the columns of an H x W map; null: none
+  int32_t H{}, W{};              // of the shift, already within(H, W); a row is (b, h, w)
+  const float *mean{}, *rstd{};  // of the norm, for every row of every image; null: none
+  Vector weight{}, bias{};       // of the norm, for every column
+  Activation activation{};
+  Vector scale{};  // for every column
+  Rows factor{};   // for every element, in the operand's dtype
 };
 
 // Where the sums go: y = residual + factor * scale * f(sum + row_bias + column_bias), rounded once.
@@ -48,23 +48,23 @@ struct Result {
   void* data;
   DType dtype;  // the product's, or float32
   int64_t stride_b, stride;
-  Vector row_bias, column_bias;
-  Activation activation;
-  Rows slope_of;  // this, factor and residual for every element, in the product's dtype
-  Vector scale;   // for every column
-  Rows factor, residual;
+  Vector row_bias{}, column_bias{};
+  Activation activation{};
+  Rows slope_of{};  // this, factor and residual for every element, in the product's dtype
+  Vector scale{};   // for every column
+  Rows factor{}, residual{};
 };
 
 // result(b) = columns(b) * rows(b), summed over K, for every image b; or, with splits > 0, in
 // float32 and summed over all images too: in that many parts, each an image of the result, which
-// launch_sum_parts adds up.
+// launch_sum_parts adds up. Rows that are summed over in the rows are so in the columns too.
 struct Product {
   DType dtype;            // of both operands: float16 or bfloat16. Sums are in float32.
   Operand columns, rows;  // (M, K) and (N, K): the result's columns and rows
   Result result;
   int64_t images;
   int32_t M, N, K;
-  int32_t splits;
+  int32_t splits{};
 };
 
 void launch_product(const Product& p, cudaStream_t stream);

@@ -102,12 +102,7 @@ bool divides(int64_t bytes, const SpatialShiftParams& p) {
   const int64_t item = p.item;
   uint64_t all = reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.y);
   for (const int64_t n : {p.stride_b, p.stride_h, p.stride_w, int64_t{p.C}}) all |= n * item;
-  for (int32_t g = 0; g <= p.shift.count; ++g) {
-    const Channels channels = p.shift.channels(g, p.C);
-    if (channels.begin >= channels.end) continue;
-    all |= channels.stride == 1 ? (channels.begin | channels.end) * item : item;
-  }
-  return all % bytes == 0;
+  return (all | p.shift.edges(p.C) * item) % bytes == 0;
 }
 
 template <class Word>

@@ -1,6 +1,4 @@
 // Tensors to SpatialShiftParams.
-#include <torch/csrc/stable/library.h>
-
 #include "../tensors.h"
 #include "launch.h"
 #include "spatial_shift.h"
@@ -47,7 +45,7 @@ Tensor spatial_shift_backward(const Tensor& dy, const std::string& spec) {
 }  // namespace
 }  // namespace shiftmlp
 
-STABLE_TORCH_LIBRARY_IMPL(shiftmlp_cuda, CUDA, m) {
+SHIFTMLP_ADAPTERS(m) {
   m.impl("spatial_shift", TORCH_BOX(&shiftmlp::spatial_shift));
   m.impl("spatial_shift_backward", TORCH_BOX(&shiftmlp::spatial_shift_backward));
 }

@@ -92,7 +92,6 @@ Hopper& hopper();
 
 // Fails unless [at, at + bytes) lies in shared memory, `at` a multiple of `alignment`.
 void check_shared(const void* at, size_t bytes, size_t alignment, Here here);
-void check_aligned(const void* at, size_t alignment, Here here);
 
 // A point at which another warp may take over.
 void pause();

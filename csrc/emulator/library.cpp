@@ -4,8 +4,8 @@
 #include <string>
 #include <tuple>
 
+#include "../cuda/passes.h"
 #include "../cuda/spatial_shift.h"
-#include "../cuda/token_linear.h"
 #include "conformance.h"
 #include "hopper_example.h"
 
@@ -38,6 +38,11 @@ const char* run([[maybe_unused]] uint64_t seed, const Launch& launch) {
 
 extern "C" {
 
+#ifndef __CUDACC__
+// For kernels that are run by the adapters of their ops.
+void set_seed(uint64_t seed) { emulator::set_seed(seed); }
+#endif
+
 // `sizes`: B, H, W, C, bytes of an element. Contiguous; the adjoint of "keep" if `backward`.
 const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* sizes,
                           const char* spec, bool backward, shiftmlp::DType dtype) {
@@ -54,9 +59,57 @@ const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* 
   });
 }
 
-const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
-                         shiftmlp::DType dtype) {
-  return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
+const char* moments(uint64_t seed, const shiftmlp::Images& x, float eps, float* mean, float* rstd) {
+  return run(seed, [&] { shiftmlp::launch_moments(x, eps, mean, rstd, nullptr); });
+}
+
+const char* norm(uint64_t seed, const shiftmlp::Images& x, const shiftmlp::NormParams& norm,
+                 const shiftmlp::Vector& scale, const shiftmlp::Images& residual, void* y,
+                 shiftmlp::DType dtype) {
+  return run(seed, [&] { shiftmlp::launch_norm(x, norm, scale, residual, y, dtype, nullptr); });
+}
+
+const char* norm_backward(uint64_t seed, const shiftmlp::NormBackward& p) {
+  return run(seed, [&] { shiftmlp::launch_norm_backward(p, nullptr); });
+}
+
+const char* activation_backward(uint64_t seed, const shiftmlp::Images& dy,
+                                const shiftmlp::Vector& scale, const shiftmlp::Images& x,
+                                shiftmlp::Activation activation, void* dx, shiftmlp::DType dtype) {
+  return run(seed, [&] {
+    shiftmlp::launch_activation_backward(dy, scale, x, activation, dx, dtype, nullptr);
+  });
+}
+
+const char* sum_rows(uint64_t seed, const shiftmlp::Images& a, const shiftmlp::Images& b,
+                     float* sums, int32_t parts) {
+  return run(seed, [&] { shiftmlp::launch_sum_rows(a, b, sums, parts, nullptr); });
+}
+
+const char* sum_columns(uint64_t seed, const shiftmlp::Images& a, const shiftmlp::Vector& scale,
+                        const shiftmlp::Images& b, float* sums, int32_t parts) {
+  return run(seed, [&] { shiftmlp::launch_sum_columns(a, scale, b, sums, parts, nullptr); });
+}
+
+const char* sum_parts(uint64_t seed, const float* parts, int32_t count, int64_t n, void* sums,
+                      shiftmlp::DType dtype) {
+  return run(seed, [&] { shiftmlp::launch_sum_parts(parts, count, n, sums, dtype, nullptr); });
+}
+
+// Of each operand the spec of its shift, or nullptr.
+const char* product(uint64_t seed, shiftmlp::Product p, const char* columns_spec,
+                    const char* rows_spec) {
+  return run(seed, [&] {
+    shiftmlp::Shift shifts[2];
+    const auto set = [](shiftmlp::Operand& operand, const char* spec, shiftmlp::Shift& shift) {
+      if (spec == nullptr) return;
+      shift = shiftmlp::Shift::parse(spec).within(operand.H, operand.W);
+      operand.shift = &shift;
+    };
+    set(p.columns, columns_spec, shifts[0]);
+    set(p.rows, rows_spec, shifts[1]);
+    shiftmlp::launch_product(p, nullptr);
+  });
 }
 
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,

@@ -23,6 +23,8 @@ uint32_t shared_address(const void* shared);
 
 int lane();
 
+void check_aligned(const void* at, size_t alignment, Here here);
+
 // Joins a barrier of the block; with `wait` false only arrives. `threads` of 0: the whole block.
 void barrier(int id, int threads, bool wait, Here here);
 void warp_barrier(Here here);

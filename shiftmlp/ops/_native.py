@@ -2,7 +2,6 @@
 
 import functools
 import math
-import operator
 from collections.abc import Callable
 
 import torch
@@ -14,7 +13,9 @@ from ._math import at_least_float32
 from ._op import Op, never
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HALVES = (torch.bfloat16, torch.float16)
 SMALL = 2**18
+MATRICES = {"x", "u", "v", "dy", "residual", "weight", "w1", "w2"}
 
 
 def attach(
@@ -23,22 +24,27 @@ def attach(
 ) -> None:  # fmt: skip
     """Makes ``launch`` the kernel of ``op`` on "cpu" or "cuda", where its library can run."""
 
-    is_here = operator.attrgetter(f"is_{backend}")  # four times as fast as device.type
-
-    def refused(*inputs) -> str | None:
-        if reason := _native.why_not(backend):
+    def refused(first: Tensor, *inputs) -> str | None:
+        if reason := not_there(backend, op.names[0], first.device):
             return reason
-        for name, tensor in zip(op.names, inputs, strict=False):
+        for name, tensor in zip(op.names, (first, *inputs), strict=False):
             if isinstance(tensor, Tensor):
-                if not is_here(tensor):
-                    return f"{name} must be on {backend}, got {tensor.device}"
+                if tensor.device != first.device:
+                    return f"{name} is on {tensor.device}, {op.names[0]} on {first.device}"
                 if tensor.layout != torch.strided or tensor.is_quantized:
                     return f"{name} must be dense, got {tensor.dtype} in {tensor.layout}"
-        if backend == "cuda" and (reason := _native.lacks_image(inputs[0].device)):
-            return reason
-        return refuses(*inputs)
+        return refuses(first, *inputs)
 
     op.kernel(backend, refused, slower, dtypes)(launch)
+
+
+def not_there(backend: str, name: str, device: torch.device) -> str | None:
+    """Why the library of ``backend`` cannot run on the device of tensor ``name``, or None."""
+    if reason := _native.why_not(backend):
+        return reason
+    if device.type != backend:
+        return f"{name} must be on {backend}, got {device}"
+    return _native.lacks_image(device) if backend == "cuda" else None
 
 
 def refuses_mixture(*inputs) -> str | None:
@@ -47,6 +53,32 @@ def refuses_mixture(*inputs) -> str | None:
     if torch.float64 in dtypes and len(dtypes) > 1:
         return f"float64 must not mix with other dtypes, got {sorted(map(str, dtypes))}"
     return None
+
+
+def refuses_in_products(op: Op) -> Callable:
+    """What the products of csrc/cuda cannot take: their matrices are of one dtype."""
+    matrices = [(i, name) for i, name in enumerate(op.names) if name in MATRICES]
+
+    def refuses(first: Tensor, *inputs) -> str | None:
+        inputs = first, *inputs
+        for i, name in matrices:
+            tensor = inputs[i]
+            if tensor is not None and tensor.dtype != first.dtype:
+                return f"{name} must be {first.dtype} like {op.names[0]}, got {tensor.dtype}"
+            if tensor is not None and (rows := math.prod(tensor.shape[:-1])) >= 2**31:
+                return f"{name} must have less than 2^31 rows, got {rows}"
+            if tensor is not None and tensor.shape[-1] >= 2**31:
+                return f"{name} must have less than 2^31 columns, got {tensor.shape[-1]}"
+        if any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in inputs):
+            return "float64 must not mix with other dtypes"
+        return None
+
+    return refuses
+
+
+def is_unproven(*inputs) -> str:
+    """Of a CUDA kernel that has a rival on GPUs."""
+    return "not yet proven on a GPU"
 
 
 def loses(op: Op, in_float32: Callable = never) -> Callable:
@@ -104,10 +136,42 @@ def one_image(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.reshape(1, math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def attach_products(
+    op: DifferentiableOp, forward: Callable, backward: Callable, slower: Callable,
+    slower_backward: Callable, refusal_of: Callable = lambda op: never,
+) -> None:  # fmt: skip
+    """Makes ``forward(library, *inputs)`` and ``backward(library, gradients, dy, *saved)`` the
+    kernels of ``op`` on "cpu" and "cuda"; the slower ones are asked on the CPU. ``refusal_of``, the
+    op or its backward, is what both libraries refuse of it besides."""
+
+    def attach_to(backend, refuses_of, dtypes, slower, slower_backward):
+        library = getattr(torch.ops, f"shiftmlp_{backend}")
+        refuses, refuses_backward = (
+            either(refusal_of(each), refuses_of(each)) for each in (op, op.backward)
+        )
+        launch = functools.partial(forward, library)
+        attach(op, backend, launch, refuses, dtypes, slower)
+        launch = functools.partial(backward, library)
+        attach_backward(op, backend, launch, refuses_backward, dtypes, slower_backward)
+
+    attach_to("cpu", lambda each: refuses_mixture, FLOATS, slower, slower_backward)
+    attach_to("cuda", refuses_in_products, HALVES, is_unproven, is_unproven)
+
+
+def either(*refusals: Callable) -> Callable:
+    """The first reason."""
+    return lambda *inputs: next(filter(None, (refuses(*inputs) for refuses in refusals)), None)
+
+
 def attach_backward(
-    op: DifferentiableOp, launch: Callable, refuses: Callable, slower: Callable, dtypes=FLOATS
+    op: DifferentiableOp,
+    backend: str,
+    launch: Callable,
+    refuses: Callable,
+    dtypes,
+    slower: Callable,
 ) -> None:
-    """Makes ``launch(gradients, dy, *saved)`` the "cpu" kernel of ``op``'s backward.
+    """Makes ``launch(gradients, dy, *saved)`` the kernel of ``op``'s backward on ``backend``.
 
     It fills ``gradients``, in the order of the tensors, None where none is wanted.
     """
@@ -124,7 +188,7 @@ def attach_backward(
             launch([images(g) if name in op.batched else g for name, g in into], dy, *saved)
         return [g for g in gradients if g is not None]
 
-    attach(op.backward, "cpu", backward, refuses, dtypes, slower)
+    attach(op.backward, backend, backward, refuses, dtypes, slower)
 
 
 def _gradient(op: DifferentiableOp, name: str, tensor: Tensor, empty: bool) -> Tensor:

@@ -1,29 +1,20 @@
-"""Hands channel_mlp to the compiled kernels of csrc/cpu."""
+"""Hands channel_mlp to the compiled kernels of csrc/cpu and csrc/cuda."""
 
-import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import (
-    FLOATS,
-    attach,
-    attach_backward,
-    loses,
-    one_image,
-    recomputes,
-    refuses_mixture,
-)
+from .._native import attach_products, loses, one_image, recomputes
 from .op import channel_mlp as op
 
 
 def channel_mlp(
-    x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation,
+    library, x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation,
     post_norm, post_norm_weight, post_norm_bias, post_eps, scale, residual,
 ) -> Tensor:  # fmt: skip
     dtype = result_dtype(x, w2, scale, residual, post_norm, post_norm_weight)
     y = x.new_empty((*x.shape[:-1], w2.shape[0]), dtype=dtype)
     if y.numel():
-        torch.ops.shiftmlp_cpu.channel_mlp(
+        library.channel_mlp(
             one_image(y), one_image(x), norm, norm_weight, norm_bias, eps, w1, b1, w2, b2,
             activation, post_norm, post_norm_weight, post_norm_bias, post_eps, scale,
             one_image(residual),
@@ -31,12 +22,9 @@ def channel_mlp(
     return y
 
 
-def channel_mlp_backward(gradients, dy, x, *args) -> None:
+def channel_mlp_backward(library, gradients, dy, x, *args) -> None:
     dx, *rest = gradients
-    torch.ops.shiftmlp_cpu.channel_mlp_backward(
-        [one_image(dx), *rest], one_image(dy), one_image(x), *args
-    )
+    library.channel_mlp_backward([one_image(dx), *rest], one_image(dy), one_image(x), *args)
 
 
-attach(op, "cpu", channel_mlp, refuses_mixture, FLOATS, loses(op))
-attach_backward(op, channel_mlp_backward, refuses_mixture, loses(op.backward, recomputes))
+attach_products(op, channel_mlp, channel_mlp_backward, loses(op), loses(op.backward, recomputes))

@@ -1,10 +1,13 @@
 """Hands spatial_shift to the compiled kernels of csrc/cpu and csrc/cuda."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ...shift import Shift
 from .._native import FLOATS, attach
+from .._op import Op
 from .op import spatial_shift as op
 
 MAX_STEPS, MAX_SIDE = 64, 2**24  # csrc/shift.h
@@ -15,6 +18,12 @@ def refuses(x: Tensor, shift: str, *needs) -> str | None:
         return f"H, W and C must be at most {MAX_SIDE}, got {tuple(x.shape[-3:])}"
     steps = len(Shift.from_spec(shift).steps)
     return f"takes at most {MAX_STEPS} steps, got {steps}" if steps > MAX_STEPS else None
+
+
+def refusal_of(other: Op) -> Callable:
+    """The same of another op, which shifts too."""
+    x, shift = other.names.index("x"), other.names.index("shift")
+    return lambda *inputs: refuses(inputs[x], inputs[shift])
 
 
 def attach_library(backend: str) -> None:

@@ -1,32 +1,23 @@
-"""Hands token_gate to the compiled kernels of csrc/cpu."""
+"""Hands token_gate to the compiled kernels of csrc/cpu and csrc/cuda."""
 
 import torch
 from torch import Tensor
 
-from .._native import (
-    FLOATS,
-    attach,
-    attach_backward,
-    images,
-    loses,
-    recomputes,
-    refuses_mixture,
-)
+from .._native import attach_products, images, loses, recomputes
 from .op import token_gate as op
 
 
-def token_gate(u, v, norm, norm_weight, norm_bias, eps, weight, bias) -> Tensor:
+def token_gate(library, u, v, norm, norm_weight, norm_bias, eps, weight, bias) -> Tensor:
     y = u.new_empty(u.shape, dtype=torch.promote_types(u.dtype, weight.dtype))
     if y.numel():
-        torch.ops.shiftmlp_cpu.token_gate(
+        library.token_gate(
             images(y), images(u), images(v), norm, norm_weight, norm_bias, eps, weight, bias
         )
     return y
 
 
-def token_gate_backward(gradients, dy, u, v, *args) -> None:
-    torch.ops.shiftmlp_cpu.token_gate_backward(gradients, images(dy), images(u), images(v), *args)
+def token_gate_backward(library, gradients, dy, u, v, *args) -> None:
+    library.token_gate_backward(gradients, images(dy), images(u), images(v), *args)
 
 
-attach(op, "cpu", token_gate, refuses_mixture, FLOATS, loses(op))
-attach_backward(op, token_gate_backward, refuses_mixture, loses(op.backward, recomputes))
+attach_products(op, token_gate, token_gate_backward, loses(op), loses(op.backward, recomputes))

@@ -1,26 +1,32 @@
-"""Wrong tensors, given to the compiled CPU ops themselves: refused in words, never followed."""
+"""Wrong tensors, given to the compiled ops themselves: refused in words, never followed."""
 
 import re
 
+import emulated
 import pytest
 import torch
 from samples import SAMPLES, randn
-from test_cpu_survival import kernels
+from test_kernels import exact_dtype
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shiftmlp import _native, testing
+from shiftmlp.ops import OPS
 
-pytestmark = pytest.mark.skipif(
-    _native.why_not("cpu") is not None, reason="the native library is not built"
-)
+BACKENDS = emulated.BACKENDS + ["cpu"] * (_native.why_not("cpu") is None)
+CASES = [
+    pytest.param(op, backend, id=f"{op.name}-{backend}")
+    for op in OPS.values()
+    for backend in BACKENDS
+    if backend in op.kernels and "spatial" not in op.name
+]
 
 
 class Recorded(TorchDispatchMode):
     """Keeps the call of a compiled op."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "shiftmlp_cpu":
+        if func.namespace in ("shiftmlp_cpu", "shiftmlp_cuda"):
             self.func, self.args = func, args
         return func(*args, **kwargs or {})
 
@@ -58,13 +64,12 @@ def with_another(args, index, place, tensor):
 
 
 @pytest.mark.parametrize("how", WRONG)
-@pytest.mark.parametrize(
-    ("op", "dtype"), [case for case in kernels(torch.float32) if "spatial" not in case.id]
-)
-def test_wrong_tensors_are_refused_by_the_compiled_ops(op, dtype, how):
+@pytest.mark.parametrize(("op", "backend"), CASES)
+def test_wrong_tensors_are_refused_by_the_compiled_ops(op, backend, how):
     """Or do no harm, as one that holds the values of the right one in another layout."""
+    args = next(iter(SAMPLES[op.name].values()))(randn(exact_dtype(op, backend)))
     with Recorded() as call:
-        op(*next(iter(SAMPLES[op.name].values()))(randn(dtype)), "cpu")
+        op(*args, backend)
     names = [argument.name for argument in call.func._schema.arguments]
     words = "|".join([*names, "weights?", "bias", "norm", "gradient", "Meta", "SparseCPU", "y"])
     refused = 0

@@ -1,0 +1,140 @@
+// What the adapters of the ops that mix channels share: rows are positions, all in one image, and a
+// weight stands to the right of them, (rows, columns).
+#pragma once
+
+#include <optional>
+
+#include "operands.h"
+#include "spatial_shift.h"
+
+namespace shiftmlp {
+
+inline const std::string kNone = "none";
+inline const OptionalTensor kNothing;
+inline const NormArgs kNoNorm{kNone, kNothing, kNothing, 0};
+
+// activation(w * x + bias), over the channels of every position.
+struct ChannelLayer {
+  Images w;
+  Vector bias;
+  Activation activation;
+
+  ChannelLayer(Call& call, const Tensor& weight, const OptionalTensor& bias, int32_t channels,
+               const char* name = "weight", Activation activation = Activation::kNone)
+      : w(call.weight(weight, channels, name)),
+        bias(call.vector(bias, w.count, "a bias")),
+        activation(activation) {}
+
+  // Of `positions` rows, of which `in` is made.
+  Product product(const Call& call, int32_t positions, const Operand& in, const Result& y) const {
+    return {call.dtype(), operand_of(w, false), in, y, 1, w.count, positions, w.columns};
+  }
+  // The same into fresh memory, with the activation or without.
+  Images launch(Call& call, int32_t positions, const Operand& in, Activation activation,
+                cudaStream_t stream) const {
+    const Tensor y = call.empty({1, positions, w.count}, call.dtype());
+    Result to = call.result(y);
+    to.column_bias = bias, to.activation = activation;
+    launch_product(product(call, positions, in, to), stream);
+    return call.images(y, "the result of a layer");
+  }
+  // The gradient of what was multiplied, from that of the sums.
+  Product backward(const Call& call, int32_t positions, const Operand& dsums,
+                   const Result& dx) const {
+    return {call.dtype(), operand_of(w, true), dsums, dx, 1, w.columns, positions, w.count};
+  }
+  // The gradient of w.
+  Product gradient(const Call& call, int32_t positions, const Operand& dsums,
+                   const Operand& in) const {
+    return {call.dtype(), in, dsums, {}, 1, w.columns, w.count, positions};
+  }
+};
+
+// A shift of `channels` channels of the maps that the positions make up.
+class MapShift {
+ public:
+  MapShift(int64_t H, int64_t W, const std::string& spec, int32_t positions, int32_t channels)
+      : H_(side(H)), W_(side(W)), C_(side(channels)), shift_(Shift::parse(spec).within(H_, W_)) {
+    STD_TORCH_CHECK(H > 0 && W > 0 && positions % (H * W) == 0, "H and W do not fit x");
+    B_ = positions / (H * W);
+  }
+
+  // The operand after the shift, which must outlive its launch.
+  Operand of(Operand operand) const {
+    operand.shift = &shift_, operand.H = H_, operand.W = W_;
+    return operand;
+  }
+
+  // The adjoint. Both are contiguous.
+  void launch_backward(const Tensor& dy, const Tensor& dx, cudaStream_t stream) const {
+    STD_TORCH_CHECK(check_result(dx, "the gradient of x") == dtype_of(dy),
+                    "the gradient of x must have the dtype of x");
+    if (C_ == 0) return;
+    const bool keep = shift_.border == Border::kKeep;
+    const SpatialShiftParams p{dy.const_data_ptr(),
+                               dx.mutable_data_ptr(),
+                               B_,
+                               H_,
+                               W_,
+                               C_,
+                               static_cast<int32_t>(dy.element_size()),
+                               int64_t{H_} * W_ * C_,
+                               int64_t{W_} * C_,
+                               C_,
+                               keep ? shift_ : shift_.reversed().within(H_, W_)};
+    if (keep) {
+      launch_spatial_shift_keep_backward(p, dtype_of(dy), stream);
+    } else {
+      launch_spatial_shift(p, stream);
+    }
+  }
+
+ private:
+  static int32_t side(int64_t size) {
+    STD_TORCH_CHECK(size <= kMaxSide, "H, W and the channels must be at most ", kMaxSide, ", got ",
+                    size);
+    return static_cast<int32_t>(size);
+  }
+
+  int64_t B_;
+  int32_t H_, W_, C_;
+  Shift shift_;
+};
+
+struct ShiftArgs {
+  int64_t H, W;
+  const std::string& spec;
+};
+
+// Two layers between two norms, perhaps with a shift before the second one.
+struct Mlp {
+  Images x;
+  NormArgs norm, post;
+  ChannelLayer first, last;
+  std::optional<MapShift> shift;
+
+  Mlp(Call& call, const Tensor& given, const NormArgs& norm, const Tensor& w1,
+      const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+      const std::string& activation, const NormArgs& post,
+      const std::optional<ShiftArgs>& between = {})
+      : x(call.images(given, "x")),
+        norm(norm),
+        post(post),
+        first(call, w1, b1, x.columns, "w1", activation_of(activation)),
+        last(call, w2, b2, first.w.count, "w2") {
+    STD_TORCH_CHECK(x.images == 1, "x must be one image, got ", x.images);
+    if (between) shift.emplace(between->H, between->W, between->spec, x.count, first.w.count);
+  }
+
+  Operand shifted(const Operand& hidden) const { return shift ? shift->of(hidden) : hidden; }
+};
+
+// Of shift_linear: every pixel of a (..., H, W, C) map, in one image.
+inline Images pixels_of(Call& call, const Tensor& map) {
+  STD_TORCH_CHECK(map.dim() >= 3, "x must be (..., H, W, C), got ", map.dim(), " dimensions");
+  int64_t positions = 1;
+  for (int64_t dim = 0; dim + 1 < map.dim(); ++dim) positions *= map.size(dim);
+  return call.images(torch::stable::reshape(map, {1, positions, map.size(-1)}), "x");
+}
+
+}  // namespace shiftmlp

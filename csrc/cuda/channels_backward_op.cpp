@@ -1,0 +1,177 @@
+// The gradients of channel_mlp, shift_linear and shift_mlp. The forward keeps nothing: the hidden,
+// and the result where its norm's or factor's gradient is wanted, are computed once more.
+#include "channels.h"
+
+namespace shiftmlp {
+namespace {
+
+// What comes in from above a layer: rows * scale.
+struct Incoming {
+  Images rows;
+  Vector scale;
+
+  Operand operand(bool sums_rows) const {
+    Operand operand = operand_of(rows, sums_rows);
+    operand.scale = scale;
+    return operand;
+  }
+};
+
+// Through scale * post(branch). Where there is no norm the branch may be anything but for dscale.
+Incoming launch_last_backward(Call& call, const Images& dy, const Images& branch,
+                              const NormArgs& post, const Vector& scale,
+                              const OptionalTensor& dweight, const OptionalTensor& dbias,
+                              const OptionalTensor& dscale, const OptionalTensor& db,
+                              cudaStream_t stream) {
+  NormBackward p{};
+  p.dy = dy, p.x = branch, p.scale = scale;
+  if (post.kind == kNone) {  // a bias that all is added to, like that of a norm
+    if (db || dscale) launch_norm_gradients(call, p, {}, {}, db, dscale, stream);
+    return {dy, scale};
+  }
+  p.norm = launch_moments_of(call, branch, post, stream);
+  const Tensor dbranch = call.empty({1, dy.count, dy.columns}, call.dtype());
+  launch_norm_gradients(call, p, dbranch, dweight, dbias, dscale, stream);
+  const Images incoming = call.images(dbranch, "the gradient of the result");
+  launch_sum_over_rows(call, incoming, {}, db, stream);
+  return {incoming, {}};
+}
+
+// In the order of the op's tensors: x, two of the norm, w1, b1, w2, b2, two of the norm after it
+// and scale.
+void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const Tensor& dy_given,
+                         const OptionalTensor& scale, cudaStream_t stream) {
+  STD_TORCH_CHECK(to.size() == 10, "10 gradients are wanted, got ", to.size());
+  const auto& [x, norm_args, post, first, last, shift] = mlp;
+  const int32_t positions = x.count;
+  const Images dy = call.images(dy_given, {1, positions, last.w.count}, "dy");
+  const NormParams norm = launch_moments_of(call, x, norm_args, stream);
+  const Images inner =
+      first.launch(call, positions, operand_of(x, false, norm), Activation::kNone, stream);
+  const auto hidden = [&](bool sums_rows) {
+    Operand operand = operand_of(inner, sums_rows);
+    operand.activation = mlp.first.activation;
+    return mlp.shifted(operand);
+  };
+  Images branch = dy;
+  if (to[9] || post.kind != kNone) {
+    branch = last.launch(call, positions, hidden(false), Activation::kNone, stream);
+  }
+  const Incoming dlast =
+      launch_last_backward(call, dy, branch, post, call.vector(scale, dy.columns, "scale"), to[7],
+                           to[8], to[9], to[6], stream);
+  launch_sum_of_products(call, last.gradient(call, positions, dlast.operand(true), hidden(true)),
+                         to[5], stream);
+  const bool wants_normed = to[0] || to[1] || to[2];
+  if (!wants_normed && !to[3] && !to[4]) return;
+
+  const Tensor gradient = call.empty({1, positions, first.w.count}, call.dtype());
+  const Images dinner = call.images(gradient, "the gradient of the hidden");
+  if (shift) {
+    Call temporary(gradient);
+    const Tensor moved = temporary.empty({1, positions, first.w.count}, call.dtype());
+    launch_product(last.backward(call, positions, dlast.operand(false), call.result(moved)),
+                   stream);
+    shift->launch_backward(moved, gradient, stream);
+    launch_activation_backward(dinner, {}, inner, first.activation, gradient.mutable_data_ptr(),
+                               call.dtype(), stream);
+  } else {
+    Result result = call.result(gradient);
+    result.activation = first.activation, result.slope_of = inner.rows;
+    launch_product(last.backward(call, positions, dlast.operand(false), result), stream);
+  }
+  const Operand dsums = operand_of(dinner, true), in = operand_of(x, true, norm);
+  launch_sum_of_products(call, first.gradient(call, positions, dsums, in), to[3], stream);
+  launch_sum_over_rows(call, dinner, {}, to[4], stream);
+
+  if (!wants_normed) return;
+  const bool normed = norm_args.kind != kNone;
+  const Tensor dnormed =
+      normed ? call.empty({1, positions, x.columns}, call.dtype()) : to[0].value();
+  check_shape(dnormed, {1, positions, x.columns}, "the gradient of x");
+  launch_product(first.backward(call, positions, operand_of(dinner, false), call.result(dnormed)),
+                 stream);
+  if (!normed) return;
+  NormBackward p{};
+  p.dy = call.images(dnormed, "the gradient of the norm"), p.x = x, p.norm = norm;
+  launch_norm_gradients(call, p, to[0], to[1], to[2], {}, stream);
+}
+
+void channel_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& x,
+                          const std::string& norm, const OptionalTensor& norm_weight,
+                          const OptionalTensor& norm_bias, double eps, const Tensor& w1,
+                          const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                          const std::string& activation, const std::string& post_norm,
+                          const OptionalTensor& post_norm_weight,
+                          const OptionalTensor& post_norm_bias, double post_eps,
+                          const OptionalTensor& scale) {
+  Call call(x);
+  const Mlp mlp(call, x, {norm, norm_weight, norm_bias, eps}, w1, b1, w2, b2, activation,
+                {post_norm, post_norm_weight, post_norm_bias, post_eps});
+  on_stream_of(x,
+               [&](cudaStream_t stream) { launch_mlp_backward(call, mlp, to, dy, scale, stream); });
+}
+
+void shift_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& x, int64_t H,
+                        int64_t W, const std::string& norm, const OptionalTensor& norm_weight,
+                        const OptionalTensor& norm_bias, double eps, const Tensor& w1,
+                        const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                        const std::string& shift, const std::string& activation,
+                        const std::string& post_norm, const OptionalTensor& post_norm_weight,
+                        const OptionalTensor& post_norm_bias, double post_eps,
+                        const OptionalTensor& scale) {
+  Call call(x);
+  const Mlp mlp(call, x, {norm, norm_weight, norm_bias, eps}, w1, b1, w2, b2, activation,
+                {post_norm, post_norm_weight, post_norm_bias, post_eps}, ShiftArgs{H, W, shift});
+  on_stream_of(x,
+               [&](cudaStream_t stream) { launch_mlp_backward(call, mlp, to, dy, scale, stream); });
+}
+
+void shift_linear_backward(const Gradients& to, const Tensor& dy_given, const Tensor& given,
+                           const Tensor& weight, const OptionalTensor& bias,
+                           const std::string& shift, const std::string& activation,
+                           const OptionalTensor& scale_given) {
+  STD_TORCH_CHECK(to.size() == 4, "4 gradients are wanted, got ", to.size());
+  Call call(given);
+  const Images x = pixels_of(call, given);
+  const ChannelLayer layer(call, weight, bias, x.columns, "weight", activation_of(activation));
+  const MapShift map(given.size(-3), given.size(-2), shift, x.count, x.columns);
+  const int32_t positions = x.count;
+  const Images dy = call.images(dy_given, {1, positions, layer.w.count}, "dy");
+  const Vector scale = call.vector(scale_given, dy.columns, "scale");
+  const bool activates = layer.activation != Activation::kNone;
+  on_stream_of(given, [&](cudaStream_t stream) {
+    const auto again = [&](Activation activation) {
+      return layer.launch(call, positions, map.of(operand_of(x, false)), activation, stream);
+    };
+    Incoming dsums =
+        launch_last_backward(call, dy, to[3] ? again(layer.activation) : dy, kNoNorm, scale, {}, {},
+                             to[3], activates ? kNothing : to[2], stream);
+    if (activates) {
+      const Images inner = again(Activation::kNone);
+      const Tensor gradient = call.empty({1, positions, dy.columns}, call.dtype());
+      launch_activation_backward(dy, scale, inner, layer.activation, gradient.mutable_data_ptr(),
+                                 call.dtype(), stream);
+      dsums = {call.images(gradient, "the gradient of the sums"), {}};
+      launch_sum_over_rows(call, dsums.rows, {}, to[2], stream);
+    }
+    const Operand in = map.of(operand_of(x, true));
+    launch_sum_of_products(call, layer.gradient(call, positions, dsums.operand(true), in), to[1],
+                           stream);
+    if (!to[0]) return;
+    check_shape(*to[0], {1, positions, x.columns}, "the gradient of x");
+    const Tensor moved = call.empty({1, positions, x.columns}, call.dtype());
+    launch_product(layer.backward(call, positions, dsums.operand(false), call.result(moved)),
+                   stream);
+    map.launch_backward(moved, *to[0], stream);
+  });
+}
+
+}  // namespace
+}  // namespace shiftmlp
+
+SHIFTMLP_ADAPTERS(m) {
+  m.impl("channel_mlp_backward", TORCH_BOX(&shiftmlp::channel_mlp_backward));
+  m.impl("shift_linear_backward", TORCH_BOX(&shiftmlp::shift_linear_backward));
+  m.impl("shift_mlp_backward", TORCH_BOX(&shiftmlp::shift_mlp_backward));
+}

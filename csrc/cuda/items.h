@@ -1,0 +1,106 @@
+// Neighbouring elements of a row, as many as 16 bytes of a 16-bit type are, in float32. They are
+// accessed 16 bytes at a time where their address and the row's end allow it.
+#pragma once
+
+#include "../dispatch.h"
+#include "device.h"
+#include "product.h"
+
+namespace shiftmlp {
+
+constexpr int kItems = 8;
+
+struct Items {
+  float at[kItems];
+};
+
+template <class F>
+__device__ void for_each_item(const F& f) {
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) f(i);
+}
+
+template <class T>
+struct alignas(16) Packed {
+  T items[kItems];
+};
+
+template <class T>
+__device__ bool whole(const T* at, int count) {
+  return count >= kItems && reinterpret_cast<uintptr_t>(at) % 16 == 0;
+}
+
+// The first `count` items, and zeros.
+template <class T>
+__device__ Packed<T> pack(const T* from, int count) {
+  if (whole(from, count)) return *reinterpret_cast<const Packed<T>*>(from);
+  Packed<T> packed;
+  for_each_item([&](int i) { packed.items[i] = i < count ? from[i] : T(0.0f); });
+  return packed;
+}
+template <class T>
+__device__ Items unpack(const Packed<T>& packed) {
+  Items to;
+  for_each_item([&](int i) { to.at[i] = float(packed.items[i]); });
+  return to;
+}
+template <class T>
+__device__ Items read(const T* from, int count) {
+  return unpack(pack(from, count));
+}
+
+template <class T>
+__device__ void write(T* to, const Items& from, int count) {
+  Packed<T> packed;
+  for_each_item([&](int i) { packed.items[i] = T(from.at[i]); });
+  if (whole(to, count)) {
+    *reinterpret_cast<Packed<T>*>(to) = packed;
+  } else {
+    for_each_item([&](int i) {
+      if (i < count) to[i] = packed.items[i];
+    });
+  }
+}
+
+// Of T elements: column c on, of row r of image b.
+template <class T>
+__device__ Packed<T> pack(const Rows& rows, int64_t b, int64_t r, int64_t c, int count) {
+  return pack(static_cast<const T*>(rows.data) + b * rows.stride_b + r * rows.stride + c, count);
+}
+template <class T>
+__device__ Items read(const Rows& rows, int64_t b, int64_t r, int64_t c, int count) {
+  return read(static_cast<const T*>(rows.data) + b * rows.stride_b + r * rows.stride + c, count);
+}
+
+// The numbers from `at` on; where there is no vector, `otherwise`.
+__device__ inline Items read(const Vector& v, int64_t at, int count, float otherwise) {
+  if (v.data == nullptr) {
+    Items to;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) to.at[i] = otherwise;
+    return to;
+  }
+  switch (v.dtype) {
+    case DType::kFloat16:
+      return read(static_cast<const __half*>(v.data) + at, count);
+    case DType::kBFloat16:
+      return read(static_cast<const __nv_bfloat16*>(v.data) + at, count);
+    default:
+      return read(static_cast<const float*>(v.data) + at, count);
+  }
+}
+
+// One number; where there is no vector, 0.
+__device__ inline float read(const Vector& v, int64_t at) {
+  if (v.data == nullptr) return 0.0f;
+  switch (v.dtype) {
+    case DType::kFloat16:
+      return float(static_cast<const __half*>(v.data)[at]);
+    case DType::kBFloat16:
+      return float(static_cast<const __nv_bfloat16*>(v.data)[at]);
+    default:
+      return static_cast<const float*>(v.data)[at];
+  }
+}
+
+}  // namespace shiftmlp

@@ -1,0 +1,213 @@
+// A block's part of an operand, of 32 terms of the sums, on its way into shared memory.
+#pragma once
+
+#include "../image.h"
+#include "activation.h"
+#include "items.h"
+#include "primitives.h"
+
+namespace shiftmlp {
+
+constexpr int kDepth = 32;  // terms of a chunk
+// Rows of 16-byte words end in an odd one, so that ldmatrix's eight rows lie in different banks.
+constexpr int kPad = 8;
+
+// Divides numbers below 2^31 by d without a division: 2^p / d, rounded up, times n errs by less
+// than n < 2^31 <= 2^p / d.
+struct Divisor {
+  uint32_t d, multiplier, p;
+
+  explicit Divisor(uint32_t d) : d(d), p(31) {
+    while (uint64_t{d} << 31 > uint64_t{1} << p) ++p;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << p) + d - 1) / d);
+  }
+
+  __device__ int32_t quotient(uint32_t n) const { return uint64_t{n} * multiplier >> p; }
+};
+
+// An operand as a kernel takes it.
+struct Side {
+  Operand operand;        // whose shift is a pointer of the host's,
+  Shift shift;            // and this its value,
+  Divisor H, W;           // of H and W;
+  int32_t rows, columns;  // of an image
+  int32_t bytes;          // that can be copied at a time
+  bool plain;             // no shift, and bytes are 8 or 16
+  bool changes;           // more is to be done than to copy
+};
+
+// A thread's pieces of a tile, kItems each, below one another. What a tile knows are numbers here:
+// code that is long, or slow in any case, is compiled once for both operands.
+template <class T>
+struct Pieces {
+  T* at;         // the first one, in shared memory,
+  int32_t r, c;  // and in the image
+  int32_t count;
+  int32_t pitch, down;  // items and rows from one to the next
+};
+
+// The element (r, c) of an image after the shift; null where zero enters.
+template <class T>
+__device__ const T* element(const Side& side, const T* image, int32_t r, int32_t c) {
+  const int64_t stride = side.operand.rows.stride;
+  if (side.operand.shift == nullptr) return image + r * stride + c;
+  const Shift& shift = side.shift;
+  const int32_t H = side.operand.H, W = side.operand.W;
+  const int32_t line = side.W.quotient(r), number = side.H.quotient(line);
+  const bool wrap = shift.border == Border::kWrap, keep = shift.border == Border::kKeep;
+  const T* const map = image + int64_t{number} * H * W * stride + c;
+  const Step step = shift.steps[shift.group(c, side.columns)];
+  const Shifted<T> shifted({map, H, W, W * stride, stride, wrap}, line - number * H, step, keep);
+  return shifted.at(r - line * W);
+}
+
+// Starts the copy of the pieces from image b; of zeros beyond it.
+template <class T>
+__device__ void copy_any(const Pieces<T>& pieces, const Side& side, int64_t b) {
+  const T* const data = static_cast<const T*>(side.operand.rows.data);
+  const T* const image = data + b * side.operand.rows.stride_b;
+  const int each = side.bytes / static_cast<int>(sizeof(T));
+#pragma unroll 1
+  for (int i = 0; i < pieces.count; ++i) {
+    const int32_t r = pieces.r + i * pieces.down;
+#pragma unroll 1
+    for (int j = 0; j < kItems; j += each) {
+      const int32_t c = pieces.c + j;
+      const bool inside = r < side.rows && c < side.columns;
+      const T* const found = inside ? element(side, image, r, c) : nullptr;
+      const T* const from = found ? found : data;
+      T* const to = pieces.at + i * pieces.pitch + j;
+      switch (each) {
+        case 8:
+          cp_async<16>(to, from, found != nullptr);
+          break;
+        case 4:
+          cp_async<8>(to, from, found != nullptr);
+          break;
+        case 2:
+          cp_async<4>(to, from, found != nullptr);
+          break;
+        default:
+          *to = found ? *found : T(0.0f);
+      }
+    }
+  }
+}
+
+// What belongs to one piece alone.
+template <class T>
+struct OfPiece {
+  float mean, rstd;
+  Packed<T> factor;
+
+  __device__ void load(const Operand& o, int64_t b, int64_t rows, int32_t r, int32_t c, int count) {
+    const int64_t at = b * rows + r;
+    if (o.mean) mean = o.mean[at], rstd = o.rstd[at];
+    if (o.factor.data) factor = pack<T>(o.factor, b, r, c, count);
+  }
+};
+
+// Turns this thread's pieces, once they are there, into what the operand is made of. Memory is
+// waited for once for kBatch pieces.
+template <int kBatch, class T>
+__device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
+  const Operand& o = side.operand;
+  const int32_t c = pieces.c, count = side.columns - c;
+  if (count <= 0) return;
+  const bool norm = o.mean != nullptr || o.weight.data != nullptr || o.bias.data != nullptr;
+  const Items weight = read(o.weight, c, count, 1.0f), bias = read(o.bias, c, count, 0.0f);
+  const Items scale = read(o.scale, c, count, 1.0f);
+  OfPiece<T> batch[kBatch];
+#pragma unroll 1
+  for (int piece = 0; piece < pieces.count; ++piece) {
+    const auto row = [&](int piece) { return pieces.r + piece * pieces.down; };
+    if (row(piece) >= side.rows) return;
+    if (piece % kBatch == 0) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (row(piece + i) >= side.rows) break;
+        batch[i].load(o, b, side.rows, row(piece + i), c, count);
+      }
+    }
+    const OfPiece<T> own = batch[0];
+#pragma unroll
+    for (int i = 1; i < kBatch; ++i) batch[i - 1] = batch[i];
+    T* const at = pieces.at + piece * pieces.pitch;
+    Items v = read(at, kItems);
+    if (norm) {
+      const float mean = o.mean ? own.mean : 0.0f, rstd = o.mean ? own.rstd : 1.0f;
+      for_each_item([&](int i) { v.at[i] = (v.at[i] - mean) * rstd * weight.at[i] + bias.at[i]; });
+    }
+    with_activation(o.activation, [&](auto activation) {
+      for_each_item([&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
+    });
+    for_each_item([&](int i) { v.at[i] *= scale.at[i]; });
+    if (o.factor.data) {
+      const Items factor = unpack(own.factor);
+      for_each_item([&](int i) { v.at[i] *= factor.at[i]; });
+    }
+    for_each_item([&](int i) { v.at[i] = i < count ? v.at[i] : 0.0f; });
+    write(at, v, kItems);
+  }
+}
+
+// kSize of the result's columns or rows by kDepth terms. A thread copies the same pieces of 16
+// bytes in each chunk, all in one column of pieces.
+template <class T, bool kSumsRows, int kSize, int kThreads>
+struct Tile {
+  static constexpr int kRows = kSumsRows ? kDepth : kSize;
+  static constexpr int kColumns = kSumsRows ? kSize : kDepth;
+  static constexpr int kPitch = kColumns + kPad;
+  static constexpr int kWords = kColumns / kItems;  // and the threads that copy a row:
+  static constexpr int kAcross = kWords <= 4 ? 4 : kWords <= 8 ? 8 : kWords <= 16 ? 16 : 32;
+  static constexpr int kDown = kThreads / kAcross;
+  static_assert(kWords <= kAcross && kThreads % kAcross == 0);
+
+  T items[kRows][kPitch];
+
+  // This thread's, of the terms from k on for the result's columns or rows from `first` on.
+  __device__ Pieces<T> pieces(int32_t first, int32_t k) {
+    const int row = threadIdx.x / kAcross, column = threadIdx.x % kAcross * kItems;
+    const bool idle = column >= kColumns;
+    const int count = idle ? 0 : (kRows - row + kDown - 1) / kDown;
+    return {&items[row][idle ? 0 : column],
+            (kSumsRows ? k : first) + row,
+            (kSumsRows ? first : k) + column,
+            count,
+            kDown * kPitch,
+            kDown};
+  }
+
+  // Starts the copy of a plain operand's pieces from image b; of zeros beyond it.
+  __device__ void copy(const Pieces<T>& pieces, const Side& side, int64_t b) {
+    side.bytes == 16 ? copy_by<16>(pieces, side, b) : copy_by<8>(pieces, side, b);
+  }
+
+  // Loads 8 x 8 matrices as mma takes them. Eight lanes, of each matrix, give where it begins: the
+  // column or row of the result, and the term.
+  template <int kCount>
+  __device__ void load(uint32_t (&to)[kCount], int at, int k) const {
+    const int line = threadIdx.x % 8;
+    ldmatrix<kSumsRows>(to, kSumsRows ? &items[k + line][at] : &items[at + line][k]);
+  }
+
+ private:
+  template <int kBytes>
+  __device__ static void copy_by(const Pieces<T>& pieces, const Side& side, int64_t b) {
+    const Rows& rows = side.operand.rows;
+    const T* const data = static_cast<const T*>(rows.data);
+    const T* from = data + b * rows.stride_b + pieces.r * rows.stride + pieces.c;
+#pragma unroll
+    for (int i = 0; i < (kRows + kDown - 1) / kDown; ++i) {
+      if (i >= pieces.count) return;
+#pragma unroll
+      for (int j = 0; j < kItems; j += kBytes / sizeof(T)) {
+        const bool inside = pieces.r + i * kDown < side.rows && pieces.c + j < side.columns;
+        cp_async<kBytes>(pieces.at + i * kDown * kPitch + j, inside ? from + j : data, inside);
+      }
+      from += kDown * rows.stride;
+    }
+  }
+};
+
+}  // namespace shiftmlp

@@ -1,0 +1,169 @@
+// The gradients of token_linear, token_mlp and token_gate. The forward keeps nothing: the hidden,
+// and where its factor's gradient is wanted the result, are computed once more.
+#include "tokens.h"
+
+namespace shiftmlp {
+namespace {
+
+struct LayerGradients {
+  OptionalTensor w, b;
+};
+
+struct Wanted {
+  OptionalTensor x, norm_weight, norm_bias;
+  std::vector<LayerGradients> layers;
+  OptionalTensor scale, factor;
+};
+
+// Of y = factor * scale * layers(norm(x)).
+struct Mixture {
+  Images dy, x;
+  NormArgs norm_args;
+  std::vector<TokenLayer> layers;
+  Vector scale;
+  Images factor;
+};
+
+void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaStream_t stream) {
+  const Images &dy = mix.dy, &x = mix.x;
+  const TokenLayer &first = mix.layers.front(), &last = mix.layers.back();
+  const LayerGradients &of_first = wanted.layers.front(), &of_last = wanted.layers.back();
+  const bool two = mix.layers.size() > 1, normed = mix.norm_args.kind != "none";
+  const bool needs_normed = wanted.x || (normed && (wanted.norm_weight || wanted.norm_bias));
+  const bool needs_hidden = two && (needs_normed || of_first.w || of_first.b);
+  const NormParams norm = launch_moments_of(call, x, mix.norm_args, stream);
+
+  const std::initializer_list<int64_t> like_x = {x.images, x.count, x.columns},
+                                       like_y = {dy.images, dy.count, dy.columns},
+                                       inner = {x.images, first.w.count, x.columns};
+  Images hidden{};  // before the activation
+  if (two && (needs_hidden || of_last.w || wanted.scale)) {
+    const Tensor sums = call.empty(inner, call.dtype());
+    Result to = call.result(sums);
+    to.row_bias = first.bias;
+    launch_product(first.product(call, x, operand_of(x, true, norm), to), stream);
+    hidden = call.images(sums, "the hidden");
+  }
+  const auto into_last = [&](bool sums_rows) {
+    if (!two) return operand_of(x, sums_rows, norm);
+    Operand operand = operand_of(hidden, sums_rows);
+    operand.activation = first.activation;
+    return operand;
+  };
+  const auto again = [&](const Tensor& y, const Rows& factor) {
+    check_shape(y, like_y, "the gradient of u");
+    Result to = call.result(y, "the gradient of u");
+    to.row_bias = last.bias, to.factor = factor;
+    launch_product(last.product(call, x, into_last(true), to), stream);
+  };
+  if (wanted.factor) again(*wanted.factor, dy.rows);
+  if (wanted.scale) {
+    const Tensor y = call.empty(like_y, call.dtype());
+    again(y, {});
+    launch_sum_over_rows(call, dy, call.images(y, "y"), wanted.scale, stream);
+  }
+
+  Operand dsums = operand_of(dy, false);
+  dsums.scale = mix.scale, dsums.factor = mix.factor.rows;
+  launch_sum_of_products(call, last.gradient(call, dy, dsums, into_last(false)), of_last.w, stream);
+  launch_sum_over_columns(call, dy, mix.scale, mix.factor, of_last.b, stream);
+
+  const auto backward_of_last = [&](Result to) {
+    Operand in = operand_of(dy, true);
+    in.factor = mix.factor.rows;
+    to.scale = mix.scale;
+    launch_product(last.backward(call, dy, in, to), stream);
+  };
+  Images dhidden{};
+  if (needs_hidden) {
+    const Tensor gradient = call.empty(inner, call.dtype());
+    Result to = call.result(gradient);
+    to.activation = first.activation, to.slope_of = hidden.rows;
+    backward_of_last(to);
+    dhidden = call.images(gradient, "the gradient of the hidden");
+    const Operand dinner = operand_of(dhidden, false), in = operand_of(x, false, norm);
+    launch_sum_of_products(call, first.gradient(call, dhidden, dinner, in), of_first.w, stream);
+    launch_sum_over_columns(call, dhidden, {}, {}, of_first.b, stream);
+  }
+
+  if (!needs_normed) return;
+  const Tensor dnormed = normed ? call.empty(like_x, call.dtype()) : *wanted.x;
+  check_shape(dnormed, like_x, "the gradient of x");
+  const Result to = call.result(dnormed, "the gradient of x");
+  if (two) {
+    launch_product(first.backward(call, dhidden, operand_of(dhidden, true), to), stream);
+  } else {
+    backward_of_last(to);
+  }
+  if (!normed) return;
+  NormBackward p{};
+  p.dy = call.images(dnormed, "the gradient of the norm"), p.x = x, p.norm = norm;
+  launch_norm_gradients(call, p, wanted.x, wanted.norm_weight, wanted.norm_bias, {}, stream);
+}
+
+void token_linear_backward(const Gradients& to, const Tensor& dy, const Tensor& given,
+                           const std::string& norm, const OptionalTensor& norm_weight,
+                           const OptionalTensor& norm_bias, double eps, const Tensor& weight,
+                           const OptionalTensor& bias, const OptionalTensor& scale) {
+  STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
+  Call call(given);
+  const Images x = call.images(given, "x");
+  const TokenLayer layer(call, weight, bias, x.count);
+  const Mixture mix{call.images(dy, {x.images, layer.w.count, x.columns}, "dy"),
+                    x,
+                    {norm, norm_weight, norm_bias, eps},
+                    {layer},
+                    call.vector(scale, x.columns, "scale"),
+                    {}};
+  on_stream_of(given, [&](cudaStream_t stream) {
+    launch_backward(call, mix, {to[0], to[1], to[2], {{to[3], to[4]}}, to[5], {}}, stream);
+  });
+}
+
+void token_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& given,
+                        const std::string& norm, const OptionalTensor& norm_weight,
+                        const OptionalTensor& norm_bias, double eps, const Tensor& w1,
+                        const OptionalTensor& b1, const Tensor& w2, const OptionalTensor& b2,
+                        const std::string& activation, const OptionalTensor& scale) {
+  STD_TORCH_CHECK(to.size() == 8, "8 gradients are wanted, got ", to.size());
+  Call call(given);
+  const Images x = call.images(given, "x");
+  const TokenLayer first(call, w1, b1, x.count, "w1", activation_of(activation));
+  const TokenLayer last(call, w2, b2, first.w.count, "w2");
+  const Mixture mix{call.images(dy, {x.images, last.w.count, x.columns}, "dy"),
+                    x,
+                    {norm, norm_weight, norm_bias, eps},
+                    {first, last},
+                    call.vector(scale, x.columns, "scale"),
+                    {}};
+  on_stream_of(given, [&](cudaStream_t stream) {
+    launch_backward(call, mix, {to[0], to[1], to[2], {{to[3], to[4]}, {to[5], to[6]}}, to[7], {}},
+                    stream);
+  });
+}
+
+void token_gate_backward(const Gradients& to, const Tensor& dy, const Tensor& u,
+                         const Tensor& given, const std::string& norm,
+                         const OptionalTensor& norm_weight, const OptionalTensor& norm_bias,
+                         double eps, const Tensor& weight, const OptionalTensor& bias) {
+  STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
+  Call call(given, "v");
+  const Images x = call.images(given, "v");
+  const TokenLayer layer(call, weight, bias, x.count);
+  const std::initializer_list<int64_t> sizes = {x.images, layer.w.count, x.columns};
+  const Mixture mix{
+      call.images(dy, sizes, "dy"), x, {norm, norm_weight, norm_bias, eps}, {layer}, {},
+      call.images(u, sizes, "u")};
+  on_stream_of(given, [&](cudaStream_t stream) {
+    launch_backward(call, mix, {to[1], to[2], to[3], {{to[4], to[5]}}, {}, to[0]}, stream);
+  });
+}
+
+}  // namespace
+}  // namespace shiftmlp
+
+SHIFTMLP_ADAPTERS(m) {
+  m.impl("token_linear_backward", TORCH_BOX(&shiftmlp::token_linear_backward));
+  m.impl("token_mlp_backward", TORCH_BOX(&shiftmlp::token_mlp_backward));
+  m.impl("token_gate_backward", TORCH_BOX(&shiftmlp::token_gate_backward));
+}

@@ -1,0 +1,177 @@
+"""Defects of the CUDA ops' adapters, for planted_defects.py: file, right, wrong and tests."""
+
+OPS = "shiftmlp/ops"
+CUDA = "csrc/cuda"
+SHIFT_ADAPTER = f"{CUDA}/spatial_shift_op.cpp"
+TOKENS_ADAPTER, TOKENS_BACKWARD = f"{CUDA}/tokens_op.cpp", f"{CUDA}/tokens_backward_op.cpp"
+CHANNELS = f"{CUDA}/channels.h"
+FORWARD, BACKWARD = f"{CUDA}/channels_op.cpp", f"{CUDA}/channels_backward_op.cpp"
+
+DEFECTS = {
+    "CUDA shift: strides of H and W swapped": (
+        SHIFT_ADAPTER, "x.x.stride(1),\n          x.x.stride(2)",
+        "x.x.stride(2),\n          x.x.stride(1)", "test_kernels.py emulated and layout",
+    ),
+    "CUDA shift: the adjoint moves the same way": (
+        SHIFT_ADAPTER, "shift.reversed()", "shift", "test_kernels.py emulated and backward and good"
+    ),
+    "CUDA tokens: no scale": (
+        TOKENS_ADAPTER, 'result.scale = call.vector(scale, x.columns, "scale");', "",
+        "test_kernels.py emulated and exact and fewer",
+    ),
+    "CUDA tokens: no residual": (
+        TOKENS_ADAPTER, 'result.residual = call.images(residual, sizes, "residual").rows;', "",
+        "test_kernels.py emulated and exact and no-batch",
+    ),
+    "CUDA tokens: u forgotten": (
+        TOKENS_ADAPTER, 'result.factor = call.images(factor, sizes, "u").rows;', "",
+        "test_kernels.py emulated and exact and odd",
+    ),
+    "CUDA tokens: no bias before the activation": (
+        TOKENS_ADAPTER, "to.row_bias = first.bias, ", "",
+        "test_kernels.py emulated and good and mixer",
+    ),
+    "CUDA tokens: a weight's gradient without the scale": (
+        TOKENS_BACKWARD, "dsums.scale = mix.scale, ", "",
+        "test_kernels.py emulated and exact and token",
+    ),
+    "CUDA tokens: a weight's gradient without u": (
+        TOKENS_BACKWARD, ", dsums.factor = mix.factor.rows", "",
+        "test_kernels.py emulated and exact and token",
+    ),
+    "CUDA tokens: the scale's gradient without the bias": (
+        TOKENS_BACKWARD, "to.row_bias = last.bias, to.factor", "to.factor",
+        "test_kernels.py emulated and good and resmlp",
+    ),
+    "CUDA tokens: the last weight's gradient without the activation": (
+        TOKENS_BACKWARD, "operand.activation = first.activation;", "",
+        "test_kernels.py emulated and good and mixer",
+    ),
+    "CUDA tokens: the activation itself in place of its slope": (
+        TOKENS_BACKWARD, ", to.slope_of = hidden.rows", "",
+        "test_kernels.py emulated and good and mixer",
+    ),
+    "CUDA tokens: x's gradient without u": (
+        TOKENS_BACKWARD, "in.factor = mix.factor.rows;", "",
+        "test_kernels.py emulated and exact and token",
+    ),
+    "CUDA tokens: x's gradient without the scale": (
+        TOKENS_BACKWARD, "to.scale = mix.scale;", "",
+        "test_kernels.py emulated and exact and token",
+    ),
+    "CUDA tokens: a bias's gradient alone forgotten": (
+        TOKENS_BACKWARD, "|| of_first.w || of_first.b", "|| of_first.w",
+        "test_emulated.py only and token_mlp",
+    ),
+    "CUDA: the mean in place of the deviation": (
+        f"{CUDA}/operands.h", "params.rstd = mean + rows", "params.rstd = mean",
+        "test_kernels.py emulated and good and odd-tokens",
+    ),
+    "CUDA: columns taken for dense": (
+        f"{CUDA}/operands.h", "dense ? *given : torch::stable::contiguous(*given)", "*given",
+        "test_kernels.py emulated and layout and odd-tokens",
+    ),
+    "CUDA: a residual of another dtype taken": (
+        f"{OPS}/_native.py", '"dy", "residual", ', '"dy", ', "test_emulated.py told",
+    ),
+    "CUDA channels: no bias before the norm": (
+        CHANNELS, "to.column_bias = bias, to.activation", "to.activation",
+        "test_emulated_channels.py exact and affine",
+    ),
+    "CUDA channels: no bias": (
+        FORWARD, "to.column_bias = layer.bias, to.activation", "to.activation",
+        "test_emulated_channels.py exact and linear",
+    ),
+    "CUDA channels: no activation of shift_linear": (
+        FORWARD, ", to.activation = layer.activation", "",
+        "test_emulated_channels.py exact and linear",
+    ),
+    "CUDA channels: no scale": (
+        FORWARD, "to.scale = factor, ", "", "test_emulated_channels.py exact and linear",
+    ),
+    "CUDA channels: no residual": (
+        FORWARD, ", to.residual = rest.rows", "", "test_emulated_channels.py exact and linear",
+    ),
+    "CUDA channels: no shift of the hidden": (
+        FORWARD, "mlp.shifted(operand_of(hidden, false))", "operand_of(hidden, false)",
+        "test_emulated_channels.py exact and mlp-s2",
+    ),
+    "CUDA channels: no norm of x": (
+        FORWARD, "operand_of(mlp.x, false, norm)", "operand_of(mlp.x, false)",
+        "test_emulated_channels.py exact and affine",
+    ),
+    "CUDA channels: H and W swapped": (
+        CHANNELS, "operand.H = H_, operand.W = W_", "operand.H = W_, operand.W = H_",
+        "test_emulated_channels.py exact and mlp-s2",
+    ),
+    "CUDA channels: the adjoint moves the same way": (
+        CHANNELS, "shift_.reversed().within(H_, W_)", "shift_",
+        "test_emulated_channels.py exact and wrap",
+    ),
+    "CUDA channels: steps back that leave the map": (
+        CHANNELS, "shift_.reversed().within(H_, W_)", "shift_.reversed()",
+        "test_emulated_channels.py exact and wrap",
+    ),
+    "CUDA channels: the adjoint without its second term": (
+        CHANNELS, "const bool keep = shift_.border == Border::kKeep;", "const bool keep = false;",
+        "test_emulated_channels.py exact and mlp-s2",
+    ),
+    "CUDA channels: no channels launched": (
+        CHANNELS, "if (C_ == 0) return;", "", "test_emulated_channels.py bias",
+    ),
+    "CUDA channels: a weight's gradient without the scale": (
+        BACKWARD, "operand.scale = scale;", "", "test_emulated_channels.py exact and channel_mlp",
+    ),
+    "CUDA channels: the gradient before the norm in place of that behind it": (
+        BACKWARD, "return {incoming, {}};", "return {dy, scale};",
+        "test_emulated_channels.py exact and post-affine",
+    ),
+    "CUDA channels: a bias's gradient before the norm": (
+        BACKWARD, "launch_sum_over_rows(call, incoming", "launch_sum_over_rows(call, dy",
+        "test_emulated_channels.py exact and post-affine",
+    ),
+    "CUDA channels: the last weight's gradient without the activation": (
+        BACKWARD, "operand.activation = mlp.first.activation;", "",
+        "test_emulated_channels.py exact and channel_mlp",
+    ),
+    "CUDA channels: the last weight's gradient without the shift": (
+        BACKWARD, "return mlp.shifted(operand);", "return operand;",
+        "test_emulated_channels.py exact and mlp-s2",
+    ),
+    "CUDA channels: the activation itself in place of its slope": (
+        BACKWARD, ", result.slope_of = inner.rows", "",
+        "test_emulated_channels.py exact and channel_mlp",
+    ),
+    "CUDA channels: no slope after the shift's adjoint": (
+        BACKWARD, "launch_activation_backward(dinner, {}, inner, first.activation,",
+        "launch_activation_backward(dinner, {}, inner, Activation::kNone,",
+        "test_emulated_channels.py exact and mlp-s2",
+    ),
+    "CUDA channels: a slope without the scale": (
+        BACKWARD, "_backward(dy, scale, inner", "_backward(dy, {}, inner",
+        "test_emulated_channels.py exact and linear-s2",
+    ),
+    "CUDA channels: scale's gradient of the sums before the activation": (
+        BACKWARD, "to[3] ? again(layer.activation)", "to[3] ? again(Activation::kNone)",
+        "test_emulated_channels.py exact and linear-s2",
+    ),
+    "CUDA channels: the first weight's gradient without the norm": (
+        BACKWARD, "in = operand_of(x, true, norm);", "in = operand_of(x, true);",
+        "test_emulated_channels.py exact and mlp-affine",
+    ),
+    "CUDA channels: the norm's adjoint left out": (
+        BACKWARD, "const bool normed = norm_args.kind != kNone;", "const bool normed = false;",
+        "test_emulated_channels.py exact and mlp-affine",
+    ),
+    "CUDA channels: a bias's gradient alone forgotten": (
+        BACKWARD, "&& !to[3] && !to[4]", "&& !to[3]", "test_emulated.py only and channel_mlp",
+    ),
+    "CUDA channels: sizes of a shift not asked for": (
+        f"{OPS}/_native.py", "either(refusal_of(each), refuses_of(each))", "refuses_of(each)",
+        "test_emulated_channels.py steps",
+    ),
+    "CUDA: rows counted in one image": (
+        f"{OPS}/_native.py", "math.prod(tensor.shape[:-1])", "tensor.shape[-2]",
+        "test_emulated_channels.py refused",
+    ),
+}  # fmt: skip

@@ -1,0 +1,62 @@
+"""The backend "emulated": every "cuda" kernel, its adapter included, on tensors in CPU memory.
+
+It refuses what "cuda" refuses, but for the device, and each of its calls has the threads run in
+another order. Tests that walk the backends walk it too, where the emulator can be built. A call
+takes 10 to 100 ms, so that what those tests may cost is decided here, by DRAWS and `some`.
+"""
+
+import ctypes
+import functools
+from unittest import mock
+
+import emulator
+import torch
+
+from shiftmlp import _native
+from shiftmlp.ops import OPS
+from shiftmlp.ops import _native as native
+from shiftmlp.ops._op import Op
+
+BACKENDS = [] if emulator.missing() else ["emulated"]
+DRAWS = 4  # of a case whose result is a few numbers
+
+
+def some(subsets: list) -> list:
+    """All of them if they are few; otherwise a fifth, in which every choice still meets most of the
+    others: there are two or three of each."""
+    return subsets if len(subsets) <= 24 else subsets[::5]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Serves the ops of ``torch.ops.shiftmlp_cuda`` on the CPU once it is loaded."""
+    path = emulator.build_ops(schemas=_native.why_not("cuda") is not None)
+    torch.ops.load_library(path)
+    return ctypes.CDLL(str(path))
+
+
+def not_on_cpu(backend: str, name: str, device: torch.device) -> str | None:
+    return None if device.type == "cpu" else f"{name} must be on cpu, got {device}"
+
+
+def attach(op: Op) -> None:
+    launch, refuses, _ = op.kernels["cuda"]
+
+    def emulate(*inputs):
+        seed = torch.randint(2**31, ()).item()
+        library().set_seed(ctypes.c_uint64(seed))
+        try:
+            return launch(*inputs)
+        except RuntimeError as error:
+            raise RuntimeError(f"seed {seed}: {error}") from error
+
+    def refused(*inputs) -> str | None:
+        with mock.patch.object(native, "not_there", not_on_cpu):
+            return refuses(*inputs)
+
+    op.kernel("emulated", refused, dtypes=op.dtypes["cuda"])(emulate)
+
+
+for _op in OPS.values():
+    if BACKENDS and "cuda" in _op.kernels:
+        attach(_op)

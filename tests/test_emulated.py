@@ -1,0 +1,119 @@
+"""The CUDA backend as users reach it, in the emulator: every option, every gradient alone."""
+
+import re
+
+import emulated
+import options
+import pytest
+import torch
+from samples import SAMPLES, convert, randn
+from test_kernels import exact_dtype
+from torch import Tensor
+
+from shiftmlp import _settings, testing
+from shiftmlp import functional as SF
+from shiftmlp.ops import FORWARD, OPS
+
+PRODUCTS = [
+    op for op in OPS.values() if "emulated" in op.kernels and "spatial_shift" not in op.name
+]
+SUBSETS = [
+    pytest.param(op.name, chosen, id=f"{op.name}-{options.label(chosen)}")
+    for op in FORWARD
+    if "emulated" in op.kernels
+    for chosen in emulated.some(options.subsets(op.name))
+]
+
+
+@pytest.fixture(autouse=True)
+def emulated_is_a_backend(monkeypatch):
+    monkeypatch.setattr(_settings, "BACKENDS", (*_settings.BACKENDS, "emulated"))
+
+
+def leaves(name, chosen) -> dict:
+    make = randn(exact_dtype(OPS[name], "emulated"))
+    return options.tensors(chosen, lambda *shape: make(*shape).requires_grad_())
+
+
+def call(name, chosen, made, backend="emulated") -> Tensor:
+    return getattr(SF, name)(**options.arguments(chosen, made), backend=backend)
+
+
+@pytest.mark.parametrize(("name", "chosen"), SUBSETS)
+def test_every_option_is_as_good_as_torch(name, chosen):
+    draws = []
+    for _ in range(emulated.DRAWS):
+        made = leaves(name, chosen)
+        exact = {key: t.detach().double().requires_grad_() for key, t in made.items()}
+        cases = (made, "emulated"), (made, "reference"), (exact, "reference")
+        results = [call(name, chosen, *case) for case in cases]
+        dy = torch.randn_like(results[0])
+        draws.append([
+            [y.detach(), *torch.autograd.grad(y, given.values(), dy.to(y.dtype))]
+            for y, (given, _) in zip(results, cases, strict=True)
+        ])  # fmt: skip
+    testing.assert_as_good_on_average(draws)
+
+
+@pytest.mark.parametrize(("name", "chosen"), SUBSETS)
+def test_only_what_is_asked_for_is_computed(name, chosen):
+    """Each gradient alone has the bits of the one among all."""
+    made = leaves(name, chosen)
+    y = call(name, chosen, made)
+    dy = torch.randn_like(y)
+    every = torch.autograd.grad(y, made.values(), dy)
+    for key, wanted in zip(made, every, strict=True):
+        alone = {other: t.detach().requires_grad_(other == key) for other, t in made.items()}
+        call(name, chosen, alone).backward(dy)
+        assert [other for other, t in alone.items() if t.grad is not None] == [key]
+        testing.assert_same_bits(alone[key].grad, wanted)
+
+
+@pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
+def test_many_images(op):
+    """So many that sums over them are made in parts."""
+    sample = list(SAMPLES[op.name].values())[1]
+    batched = {"dy", *OPS[op.name.removesuffix("_backward")].batched}
+    args = [
+        torch.cat([arg] * 48) if name in batched and arg is not None else arg
+        for name, arg in zip(op.names, sample(randn(torch.bfloat16)), strict=False)
+    ]
+    exact = op(*convert(args, Tensor.double), "reference")
+    testing.assert_as_good_as_torch(op(*args, "emulated"), op(*args, "reference"), exact)
+
+
+@pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
+def test_what_the_products_cannot_take_is_told(op):
+    sample = next(iter(SAMPLES[op.name].values()))
+    first, where = op.names[0], {name: index for index, name in enumerate(op.names[:-1])}
+
+    def refusal(args, backend="emulated"):
+        with pytest.raises(NotImplementedError) as told:
+            op(*args, backend)
+        return str(told.value).removeprefix(f"{backend} cannot run {op.name}: ")
+
+    for dtype in (torch.float32, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        told = refusal(sample(randn(dtype)))
+        assert told == f"{first} must be bfloat16, float16, got torch.{name}"
+    args = sample(randn(torch.bfloat16))
+    assert refusal(args, "cuda").endswith(f"{first} must be on cuda, got cpu")
+    for name, index in where.items():
+        if isinstance(args[index], Tensor) and args[index].dim() > 1 and name != first:
+            mixed = [*args]
+            mixed[index] = args[index].half()
+            told = refusal(mixed)
+            assert told == f"{name} must be torch.bfloat16 like {first}, got torch.float16"
+    mixed = [*args]
+    index = where.get("bias", where.get("b2"))
+    mixed[index] = args[index].double()
+    assert refusal(mixed) == "float64 must not mix with other dtypes"
+    huge = torch.empty((1, 1, 1), dtype=torch.bfloat16).expand(1, 1, 2**31)
+    told = op.refusal("emulated", huge, *args[1:])
+    assert re.search(r"less than 2\^31 columns|H, W and C must be at most", told)
+
+
+@pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
+def test_auto_does_not_choose_what_never_ran_on_a_gpu(op):
+    _, _, slower = op.kernels["cuda"]
+    assert slower(*next(iter(SAMPLES[op.name].values()))(randn())) == "not yet proven on a GPU"
