@@ -45,10 +45,7 @@ SPATIAL_SHIFT = {
     "words beyond the channels written": ("if (word >= p.words) return;", ""),
     "rows of the first image": ("image.data += row / H * p.stride_b + word", "image.data += word"),
     "the kept term of the adjoint lost": ("load(terms.kept)", "load(terms.moved)"),
-    "vector accesses that run over a group's edge": (
-        "(channels.begin | channels.end) * item :",
-        "0 :",
-    ),
+    "vector accesses that run over a group's edge": ("all | p.shift.edges(p.C) * item", "all"),
     "images not told from rows": ("row % H, p.shift", "row, p.shift"),
 }
 
