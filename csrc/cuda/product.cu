@@ -2,6 +2,7 @@
 // of both operands go through a ring in shared memory, as they lie in memory: what is summed over
 // may be along the rows there or across them, and ldmatrix turns it as mma wants it.
 #include "product.h"
+#include "result.h"
 #include "tile.h"
 
 namespace shiftmlp {
@@ -39,7 +40,7 @@ union Shared {
     Tile<T, Layout::kColumnsSumRows, Shape::kM, Shape::kThreads> columns;
     Tile<T, Layout::kRowsSumRows, Shape::kN, Shape::kThreads> rows;
   } stages[kStages];
-  float sums[Shape::kN][Shape::kM + 4];  // after the last chunk; 4: no two lanes store to one bank
+  float sums[Shape::kN][Shape::kM + kSumsPad];  // after the last chunk
 };
 
 // The terms of a chunk: of an image, from k on.
@@ -79,67 +80,6 @@ struct Part {
     }
   }
 };
-
-// Makes the result of the sums, two times over them: what is long is compiled once, what waits for
-// memory is asked for several rows at a time.
-template <class T, class Shape>
-__device__ void finish(const Params& p, const Part& part, float (&sums)[Shape::kN][Shape::kM + 4]) {
-  constexpr int kAcross = Shape::kM / kItems, kDown = Shape::kThreads / kAcross, kBatch = 4;
-  const Result& y = p.result;
-  const int column = threadIdx.x % kAcross * kItems, first = threadIdx.x / kAcross;
-  const int32_t m = part.m + column, count = p.M - m;
-  const int32_t rows = p.N - part.n < Shape::kN ? p.N - part.n : Shape::kN;
-  const Items column_bias = read(y.column_bias, m, count, 0.0f);
-#pragma unroll 1
-  for (int row = first; row < rows; row += kDown) {
-    const int32_t n = part.n + row;
-    Items v = read(&sums[row][column], kItems);
-    const float row_bias = read(y.row_bias, n);
-    for_each_item([&](int i) { v.at[i] += row_bias + column_bias.at[i]; });
-    if (y.slope_of.data) {
-      const Items at = read<T>(y.slope_of, part.image, n, m, count);
-      with_activation(y.activation, [&](auto activation) {
-        constexpr Activation kActivation = decltype(activation)::value;
-        for_each_item([&](int i) { v.at[i] = activate_backward<kActivation>(v.at[i], at.at[i]); });
-      });
-    } else {
-      with_activation(y.activation, [&](auto activation) {
-        for_each_item([&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
-      });
-    }
-    write(&sums[row][column], v, kItems);
-  }
-  const Items scale = read(y.scale, m, count, 1.0f);
-#pragma unroll 1
-  for (int above = first; above < rows; above += kBatch * kDown) {
-    Packed<T> factors[kBatch], residuals[kBatch];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int row = above + i * kDown;
-      const int inside = row < rows ? count : 0;
-      if (y.factor.data) factors[i] = pack<T>(y.factor, part.image, part.n + row, m, inside);
-      if (y.residual.data) residuals[i] = pack<T>(y.residual, part.image, part.n + row, m, inside);
-    }
-#pragma unroll
-    for (int batch = 0; batch < kBatch; ++batch) {
-      const int row = above + batch * kDown;
-      if (row >= rows) continue;
-      Items v = read(&sums[row][column], kItems);
-      const Items factor = unpack(factors[batch]), residual = unpack(residuals[batch]);
-      for_each_item([&](int i) {
-        v.at[i] *= scale.at[i];
-        if (y.factor.data) v.at[i] *= factor.at[i];
-        if (y.residual.data) v.at[i] += residual.at[i];
-      });
-      const int64_t at = part.image * y.stride_b + (part.n + row) * y.stride + m;
-      if (y.dtype == DType::kFloat32) {
-        write(static_cast<float*>(y.data) + at, v, count);
-      } else {
-        write(static_cast<T*>(y.data) + at, v, count);
-      }
-    }
-  }
-}
 
 template <class T, class Layout, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 2)
@@ -223,7 +163,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
     }
   }
   block_barrier();
-  finish<T, Shape>(p, part, shared.sums);
+  finish<T, Shape::kThreads>(p.result, {part.image, part.m, part.n, p.M, p.N}, shared.sums);
 }
 
 // The bytes by which an operand's pieces can be copied: pointers, rows and groups are multiples.
