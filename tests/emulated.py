@@ -22,8 +22,7 @@ DRAWS = 4  # of a case whose result is a few numbers
 
 
 def some(subsets: list) -> list:
-    """All of them if they are few; otherwise a fifth, in which every choice still meets most of the
-    others: there are two or three of each."""
+    """All of them if they are few; or a fifth, in which nearly any two choices still meet."""
     return subsets if len(subsets) <= 24 else subsets[::5]
 
 
