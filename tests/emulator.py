@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -38,12 +39,14 @@ def missing() -> str | None:
 
 
 def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
-    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``."""
+    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``, or in
+    the headers for sm_90a that it includes."""
     objects = []
     for path in SOURCES:
         text, flags = path.read_text(), FLAGS
         if path.name == source:
             flags = [*FLAGS, *PLANTED_FLAGS]
+            text = _with_headers(text)
             assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
             text = text.replace(right, wrong)
         compile_text = ["-x", "c++", "-", "-c", "-iquote", str(path.parent)]
@@ -52,18 +55,34 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
 
 
+def _with_headers(text: str) -> str:
+    """The text of a kernel with that of the headers for sm_90a in it."""
+
+    def header(include: re.Match) -> str:
+        return (CSRC / "cuda" / include[1]).read_text().replace("#pragma once", "")
+
+    return re.sub(r'#include "(\w+_sm90.h)"', header, text)
+
+
 def build_for_hopper() -> ctypes.CDLL:
     """The same functions for a GPU of compute capability 9.0; their pointers are the device's.
 
     No word from the compiler passes: not of spills, not of products that it had to serialize.
     """
     sources = [CSRC / "emulator/library.cpp", *CSRC.glob("emulator/*.cu"), *CSRC.glob("cuda/*.cu")]
+    return ctypes.CDLL(str(_make_for_hopper(".so", ["-shared", "-x", "cu"], sources)))
+
+
+def cubin_for_hopper(source: str) -> Path:
+    """The machine code of one file of csrc/cuda, again without a word from the compiler."""
+    return _make_for_hopper(".cubin", ["-cubin"], [CSRC / "cuda" / source])
+
+
+def _make_for_hopper(suffix: str, options: list[str], sources: list[Path]) -> Path:
     command = [str(NVCC), "-O3", "-gencode=arch=compute_90a,code=sm_90a"]
-    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-Wall,-Wextra"]
+    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-Wall,-Wextra", *options]
     text = "".join(path.read_text() for path in sources) + _headers()
-    return ctypes.CDLL(
-        str(_make(".so", [*command, "-shared", "-x", "cu", *map(str, sources)], text))
-    )
+    return _make(suffix, [*command, *map(str, sources)], text)
 
 
 @functools.cache
@@ -153,9 +172,14 @@ def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: i
     return out
 
 
-def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
-    _call(kernel, seed, ctypes.byref(params), DTYPES.index(y.dtype))
+def call(kernel, seed: int, y: Tensor, *args) -> None:
+    """Runs a kernel that writes y, which ``fenced`` made."""
+    _call(kernel, seed, *args)
     assert _fence_stands(y), f"seed {seed}: written outside of y"
+
+
+def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
+    call(kernel, seed, y, ctypes.byref(params), DTYPES.index(y.dtype))
 
 
 def _call(kernel, seed: int, *args) -> None:

@@ -6,6 +6,7 @@
 
 #include "../cuda/spatial_shift.h"
 #include "../cuda/token_linear.h"
+#include "../cuda/token_linear_sm90.h"
 #include "conformance.h"
 #include "hopper_example.h"
 
@@ -57,6 +58,13 @@ const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* 
 const char* token_linear(uint64_t seed, const shiftmlp::TokenLinearParams& p,
                          shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_token_linear(p, dtype, nullptr); });
+}
+
+const char* token_linear_sm90(uint64_t seed, const shiftmlp::TokenLinearSm90Params& p) {
+  return run(seed, [&] {
+    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
+    shiftmlp::launch_token_linear_sm90(p, nullptr);
+  });
 }
 
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
