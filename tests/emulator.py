@@ -150,7 +150,7 @@ def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tenso
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y)]
     dtype = DTYPES.index(x.dtype)
     _call(library.spatial_shift, seed, *pointers, sizes, shift.spec.encode(), backward, dtype)
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    assert fence_stands(y), f"seed {seed}: written outside of y"
     return y
 
 
@@ -175,7 +175,7 @@ def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: i
 def call(kernel, seed: int, y: Tensor, *args) -> None:
     """Runs a kernel that writes y, which ``fenced`` made."""
     _call(kernel, seed, *args)
-    assert _fence_stands(y), f"seed {seed}: written outside of y"
+    assert fence_stands(y), f"seed {seed}: written outside of y"
 
 
 def _run(kernel, seed: int, params: ctypes.Structure, y: Tensor) -> None:
@@ -199,7 +199,7 @@ def fenced(t: Tensor, shift: int = 0) -> Tensor:
     return inside.copy_(t)
 
 
-def _fence_stands(t: Tensor) -> bool:
+def fence_stands(t: Tensor) -> bool:
     """Whether all is NaN still around a tensor that ``fenced`` made."""
     storage = t.new_empty(0).set_(t.untyped_storage())
     first = t.storage_offset()

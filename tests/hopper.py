@@ -3,8 +3,11 @@
 import ctypes
 
 import emulator
+import torch
 from emulator import DTYPES, fenced
 from torch import Tensor
+
+ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")  # as in csrc/activation.h
 
 
 class Rows(ctypes.Structure):
@@ -25,15 +28,12 @@ class Vector(ctypes.Structure):
         super().__init__(*((None, 0) if t is None else (t.data_ptr(), DTYPES.index(t.dtype))))
 
 
-class TokenLinearParams(ctypes.Structure):
-    """As in csrc/cuda/token_linear_sm90.h."""
+class Tokens(ctypes.Structure):
+    """As in csrc/cuda/tokens_sm90.h."""
 
     _fields_ = [
         ("dtype", ctypes.c_int32),
         ("x", Rows),
-        ("weight", ctypes.c_void_p),
-        ("weight_stride", ctypes.c_int64),
-        ("bias", Vector),
         *((name, ctypes.c_void_p) for name in ("mean", "rstd")),
         *((name, Vector) for name in ("norm_weight", "norm_bias", "scale")),
         ("residual", Rows),
@@ -43,28 +43,62 @@ class TokenLinearParams(ctypes.Structure):
     ]
 
 
+class TokenLinear(Tokens):
+    _fields_ = [("weight", ctypes.c_void_p), ("weight_stride", ctypes.c_int64), ("bias", Vector)]
+
+
+class TokenMlp(Tokens):
+    _fields_ = [
+        *(("w1", ctypes.c_void_p), ("w1_stride", ctypes.c_int64), ("b1", Vector)),
+        *(("w2", ctypes.c_void_p), ("w2_stride", ctypes.c_int64), ("b2", Vector)),
+        *(("activation", ctypes.c_int32), ("D", ctypes.c_int32), ("workspace", ctypes.c_void_p)),
+    ]
+
+
 def moments(x: Tensor, eps: float) -> list[Tensor]:
     """LayerNorm's mean and 1 / deviation of every token, between NaNs."""
     deviation = (x.double().var(-1, unbiased=False) + eps).sqrt()
     return [fenced(t.float()) for t in (x.double().mean(-1), 1 / deviation)]
 
 
-def pointers(*tensors: Tensor | None) -> list[int | None]:
-    return [None if t is None else t.data_ptr() for t in tensors]
+def tokens(x, norm_weight, norm_bias, scale, residual, stats, weight) -> tuple:
+    """The fields of Tokens, and y. Nothing is kept alive for their pointers but y."""
+    (B, S, C), T = x.shape, len(weight)
+    y = fenced(x.new_full((B, T, C), float("nan")))
+    mean, rstd = [t.data_ptr() for t in stats or ()] or (None, None)
+    vectors = map(Vector, (norm_weight, norm_bias, scale))
+    first = DTYPES.index(x.dtype), Rows(x), mean, rstd, *vectors
+    return (*first, Rows(residual), y.data_ptr(), B, S, T, C), y
 
 
 def token_linear(
     library, seed, x, norm, norm_weight, norm_bias, eps, weight, bias, scale, residual, stats=None
 ) -> Tensor:
-    """The kernel's result; RuntimeError with the emulator's message if the run failed."""
-    (B, S, C), T = x.shape, weight.shape[0]
-    y = fenced(x.new_full((B, T, C), float("nan")))
+    """The kernel's result; ``stats`` in the place of LayerNorm's mean and 1 / deviation."""
     if norm == "layer_norm" and stats is None:
         stats = moments(x, eps)
-    params = TokenLinearParams(
-        DTYPES.index(x.dtype), Rows(x), weight.data_ptr(), weight.stride(0), Vector(bias),
-        *pointers(*(stats or (None, None))), Vector(norm_weight), Vector(norm_bias),
-        Vector(scale), Rows(residual), y.data_ptr(), B, S, T, C,
-    )  # fmt: skip
+    first, y = tokens(x, norm_weight, norm_bias, scale, residual, stats, weight)
+    params = TokenLinear(*first, weight.data_ptr(), weight.stride(0), Vector(bias))
     emulator.call(library.token_linear_sm90, seed, y, ctypes.byref(params))
+    return y
+
+
+def token_mlp(
+    library, seed, x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, activation,
+    scale, residual, stats=None,
+) -> Tensor:  # fmt: skip
+    """The same of two linears."""
+    if norm == "layer_norm" and stats is None:
+        stats = moments(x, eps)
+    first, y = tokens(x, norm_weight, norm_bias, scale, residual, stats, w2)
+    params = TokenMlp(
+        *first, w1.data_ptr(), w1.stride(0), Vector(b1), w2.data_ptr(), w2.stride(0), Vector(b2),
+        ACTIVATIONS.index(activation), len(w1),
+    )  # fmt: skip
+    library.token_mlp_workspace_bytes.restype = ctypes.c_int64
+    size = library.token_mlp_workspace_bytes(ctypes.byref(params))
+    workspace = fenced(torch.full((size // 4,), float("nan")))
+    params.workspace = workspace.data_ptr()
+    emulator.call(library.token_mlp_sm90, seed, y, ctypes.byref(params))
+    assert emulator.fence_stands(workspace), f"seed {seed}: written outside of the workspace"
     return y

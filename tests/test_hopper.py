@@ -9,6 +9,7 @@ import hopper
 import pytest
 import torch
 from emulator import fenced
+from hopper_bugs import TOKEN_LINEAR, TOKEN_MLP
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -147,66 +148,89 @@ def test_token_linear_leaves_to_the_portable_path_what_does_not_fit(case, librar
         hopper.token_linear(library, 0, x, *NO_NORM, weight, None, None, None)
 
 
-TOKEN_LINEAR = {
-    "no wait for x": ("mbarrier_wait(shared.full[stage], i / kStages % 2);", ""),
-    "wait for another x": ("full[stage], i / kStages % 2", "full[stage], i / kStages % 2 ^ 1"),
-    "no wait for y": ("mbarrier_wait(shared.done[stage], (i / kStages - 1) % 2);", ""),
-    "wait for another y": ("(i / kStages - 1) % 2", "i / kStages % 2"),
-    "x loaded before y is stored": ("tma_store_wait_read<0>();", ""),
-    "stores never closed": ("tma_store_commit();", ""),
-    "too few bytes expected": ("sizeof shared.x[stage]", "sizeof shared.x[stage] / 2"),
-    "too many bytes expected": ("sizeof shared.x[stage]", "sizeof shared.x[stage] + 16"),
-    "no barrier after the moments": ("warp_barrier();", ""),
-    "moments announced with x": ("full[stage], 2", "full[stage], 1"),
-    "moments never announced": ("if (lane == 0) mbarrier_arrive(full);", ""),
-    "y announced by whoever comes first": ("done[stage], kWarpgroup", "done[stage], 32"),
-    "y never announced": ("mbarrier_arrive(shared.done[stage]);", ""),
-    "no fence before y is stored": (
-        "async_proxy_fence();\n    mbarrier_arrive", "mbarrier_arrive",
-    ),
-    "no wait for weight": ("cp_async_wait<0>();", ""),
-    "copies of weight never closed": ("cp_async_commit();", ""),
-    "no fence after weight": ("async_proxy_fence();\n  named_barrier", "named_barrier"),
-    "no barrier after weight": (
-        "named_barrier(1, kConsumers);\n  load_tokens", "load_tokens",
-    ),
-    "no barrier after the tokens": (
-        "load_tokens(shared, p, tiles.t);\n  named_barrier(1, kConsumers);",
-        "load_tokens(shared, p, tiles.t);",
-    ),
-    "no barrier after the mbarriers' start": ("block_barrier();", ""),
-    "no fence before the products": ("wgmma_fence();\n#pragma", "#pragma"),
-    "products never closed": ("wgmma_commit();\n    wgmma_wait", "wgmma_wait"),
-    "no wait for the products": ("wgmma_wait<0>(sums)", "wgmma_wait<1>(sums)"),
-    "sums not started at zero": ("weight, k > 0)", "weight, true)"),
-    "tail of weight not masked": ("t + row < p.T && s < p.S", "t + row < p.T"),
-    "moments beyond the end": ("s < p.S ? Moments", "true ? Moments"),
-    "moments of the first image": ("int64_t{tile.b} * p.S + s", "s"),
-    "first image's x": ("{tile.c, 0, tile.b}", "{tile.c, 0, 0}"),
-    "first image's y": ("{tile.c, tiles.t, tile.b}", "{tile.c, tiles.t, 0}"),
-    "first tokens' y": ("{tile.c, tiles.t, tile.b}", "{tile.c, 0, tile.b}"),
-    "first tokens' weight": ("(p.weight) + t * p.weight_stride", "(p.weight)"),
-    "first image's residual": ("tile.b * p.residual.stride_b +", ""),
-    "first tokens' residual": ("tiles.t * p.residual.stride +", ""),
-    "y in the place of the first tokens": ("add ? tiles.t : 0", "0"),
-    "y in the place of its tokens": ("add ? tiles.t : 0", "tiles.t"),
-    "residual only begins like x": ("&& a.stride == b.stride", ""),
-    "residual is longer than x": (" && p.T <= p.S", ""),
-    "last tiles left out": ("+ gridDim.x - 1) / gridDim.x", ") / gridDim.x"),
-    "alignment of weight not asked for": ("reinterpret_cast<uintptr_t>(p.weight) % 8 == 0 &&", ""),
-    "alignment of its rows not asked for": ("(p.S | p.weight_stride) % 4", "p.S % 4"),
-    "length of its rows not asked for": ("(p.S | p.weight_stride) % 4", "p.weight_stride % 4"),
-    "x not transposed": ("ldmatrix<true>(a[k]", "ldmatrix(a[k]"),
-    "residual not transposed": ("ldmatrix<true>(words", "ldmatrix(words"),
-    "y not transposed": ("stmatrix<true>(at", "stmatrix(at"),
-    "moments of other tokens": ("16 * k + i / 2 * 8", "16 * k + i % 2 * 8"),
-    "terms of other tokens": ("token = t + i / 2 * 8 + q + j", "token = t + q + j"),
-    "terms of other channels": ("channels[i % 2]", "channels[i / 2]"),
-    "rows of weight not swizzled": ("(column / 8 ^ row % 8)", "(column / 8)"),
-}  # fmt: skip
+def token_mlp_args(
+    B, S, T, C, D, dtype, norm="none", activation="gelu", make=torch.randn, residual="x"
+):
+    x, norm, *norms, eps, w2, b2, scale, residual = token_linear_args(
+        B, S, T, C, dtype, norm, make, residual
+    )
+    shapes = (D, S), (D,), (T, D)
+    w1, b1, w2 = (fenced(make(*shape).to(dtype)) for shape in shapes)
+    return x, norm, *norms, eps, w1, b1, w2, b2, activation, scale, residual
 
 
-PLANTED = {"token_linear_sm90.cu": (TOKEN_LINEAR, check_token_linear)}
+# Likewise, and hidden units that are no multiple of a chunk.
+MLP_SHAPES = [
+    (1, 1, 1, 8, 8, "none", "gelu", "x"),
+    (3, 7, 7, 24, 24, "layer_norm", "gelu_tanh", "x"),
+    (3, 49, 49, 136, 72, "affine", "relu", "other"),
+    (1, 49, 130, 72, 200, "none", "none", "none"),
+    (1, 144, 144, 64, 64, "layer_norm", "gelu", "x"),
+    (3, 196, 196, 72, 136, "layer_norm", "gelu", "x"),
+    (1, 197, 197, 40, 128, "affine", "gelu_tanh", "x"),
+    (1, 256, 256, 64, 128, "layer_norm", "gelu", "x"),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", MLP_SHAPES, ids=str)
+def test_token_mlp(shape, dtype, library):
+    *sizes, norm, activation, residual = shape
+    args = list(token_mlp_args(*sizes, dtype, norm, activation, residual=residual))
+    S, D = sizes[1], sizes[4]
+    args[5], args[7] = fenced(args[5] / S**0.5), fenced(args[7] / D**0.5)  # as layers start
+    results = [hopper.token_mlp(library, seed, *args) for seed in SEEDS]
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+    assert_as_good_as_torch(results[0], exact("token_mlp", args, dtype), exact("token_mlp", args))
+
+
+def token_mlp_cases():
+    """As for token_linear; hidden activations are rounded, but from exact sums."""
+    fp16, bf16 = torch.float16, torch.bfloat16
+    yield "small", (*token_mlp_args(9, 49, 49, 136, 72, fp16, "affine", "relu", integers), None)
+    args = token_mlp_args(3, 196, 196, 72, 136, fp16, "layer_norm", "none", integers)
+    stats = [fenced(integers(3, 196)), fenced(2.0 ** torch.randint(-1, 2, (3, 196)))]
+    yield "layer norm", (*args, stats)
+    args = token_mlp_args(1, 256, 250, 64, 64, bf16, "none", "relu", integers)
+    yield "two tiles of tokens", (*args, None)
+    args = token_mlp_args(2, 12, 300, 72, 8, bf16, "none", "none", integers, "other")
+    yield "another residual", (*args, None)
+    x, *norm, w1, b1, w2, b2, _, scale, residual = token_mlp_args(
+        1, 20, 20, 64, 40, bf16, "none", "none", integers
+    )
+    w1 = fenced(integers(40, 25).to(bf16))[:, 1:21]
+    w2 = fenced(integers(20, 64).to(bf16))[:, 8:48]
+    yield "strided", (x, *norm, w1, b1.float(), w2, None, "none", None, residual, None)
+
+
+def check_token_mlp(library, seed):
+    for case, args in token_mlp_cases():
+        *inputs, stats = args
+        x, norm, norm_weight, norm_bias, _, w1, b1, w2, b2, activation, scale, residual = (
+            t.double() if isinstance(t, torch.Tensor) else t for t in inputs
+        )
+        normed = x if stats is None else (x - stats[0][..., None]) * stats[1][..., None]
+        if norm != "none":
+            normed = normed * norm_weight + norm_bias
+        hidden = w1 @ normed + b1[:, None]
+        hidden = (hidden.relu() if activation == "relu" else hidden).to(inputs[0].dtype).double()
+        wanted = w2 @ hidden + (0 if b2 is None else b2[:, None])
+        wanted = wanted * (1 if scale is None else scale) + residual
+        result = hopper.token_mlp(library, seed, *args)
+        wrong = (result != wanted.to(result.dtype)).sum().item()
+        assert not wrong, f"{case}, seed {seed}: {wrong} of {result.numel()} are wrong"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_token_mlp_is_exact_on_integers(seed, library):
+    check_token_mlp(library, seed)
+
+
+PLANTED = {
+    "token_linear_sm90.cu": (TOKEN_LINEAR, check_token_linear),
+    "token_mlp_sm90.cu": (TOKEN_MLP, check_token_mlp),
+}
 
 
 @pytest.mark.parametrize("source, bug", [(s, bug) for s in PLANTED for bug in PLANTED[s][0]])

@@ -64,6 +64,20 @@ def test_mma_tf32_rounds_its_operands_to_ten_bits(conform):
     assert torch.equal(conform("mma_tf32", torch.empty(16, 8), a, b), wanted)
 
 
+def test_powers_and_reciprocals_are_within_two_steps_and_flush_denormal_numbers(conform):
+    inf = float("inf")
+    a = torch.cat([torch.linspace(-120, 120, 1001), torch.randn(999), torch.tensor([0.0, inf])])
+    power, reciprocal = conform("approximations", torch.empty(2, len(a)), a, None, len(a))
+    eps = torch.finfo(torch.float32).eps
+    for ours, exact in ((power, a.double().exp2()), (reciprocal, 1 / a.double())):
+        close = (ours - exact).abs() <= 2 * eps * exact.abs()
+        assert (close | (ours == exact)).all()
+    flushed = conform(
+        "approximations", torch.empty(2, 4), torch.tensor([-130.0, -inf, 1e-39, inf]), None, 4
+    )
+    assert flushed[0].tolist() == [0, 0, 1, inf] and flushed[1, 2:].tolist() == [inf, 0]
+
+
 def test_cp_async_and_shuffles(conform):
     a = torch.arange(1, 33, dtype=torch.int32)
     lanes = torch.arange(32)

@@ -39,6 +39,13 @@ __global__ void mma_tf32_kernel(const float* a, const float* b, float* out) {
   for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = d[i];
 }
 
+__global__ void approximations_kernel(const float* a, float* out, int n) {
+  for (int i = threadIdx.x; i < n; i += 32) {
+    out[i] = exp2_approx(a[i]);
+    out[n + i] = reciprocal_approx(a[i]);
+  }
+}
+
 __global__ void warp_kernel(const uint32_t* a, uint32_t* out) {
   auto& shared = shared_memory<uint32_t[32]>();
   const int lane = threadIdx.x;
@@ -179,6 +186,11 @@ void launch_stmatrix(const Conformance& p, int count, bool transpose, cudaStream
 void launch_mma_tf32(const Conformance& p, cudaStream_t stream) {
   launch(mma_tf32_kernel, dim3(1), dim3(32), 0, stream, static_cast<const float*>(p.a),
          static_cast<const float*>(p.b), static_cast<float*>(p.out));
+}
+
+void launch_approximations(const Conformance& p, int n, cudaStream_t stream) {
+  launch(approximations_kernel, dim3(1), dim3(32), 0, stream, static_cast<const float*>(p.a),
+         static_cast<float*>(p.out), n);
 }
 
 void launch_warp(const Conformance& p, cudaStream_t stream) {

@@ -20,6 +20,9 @@ void launch_stmatrix(const Conformance& p, int count, bool transpose, cudaStream
 // out[16][8] = a[16][8] b[8][8], floats.
 void launch_mma_tf32(const Conformance& p, cudaStream_t stream);
 
+// out[0][i] = 2^a[i], out[1][i] = 1 / a[i] for n floats.
+void launch_approximations(const Conformance& p, int n, cudaStream_t stream);
+
 // out[0][lane]: a[lane] copied by cp.async, or 0 for every third; out[1]: a of lane 5; out[2]: of
 // the lane whose number differs in bits 0 and 3.
 void launch_warp(const Conformance& p, cudaStream_t stream);

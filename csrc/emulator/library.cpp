@@ -6,7 +6,7 @@
 
 #include "../cuda/spatial_shift.h"
 #include "../cuda/token_linear.h"
-#include "../cuda/token_linear_sm90.h"
+#include "../cuda/tokens_sm90.h"
 #include "conformance.h"
 #include "hopper_example.h"
 
@@ -67,6 +67,17 @@ const char* token_linear_sm90(uint64_t seed, const shiftmlp::TokenLinearSm90Para
   });
 }
 
+int64_t token_mlp_workspace_bytes(const shiftmlp::TokenMlpSm90Params& p) {
+  return shiftmlp::workspace_bytes(p);
+}
+
+const char* token_mlp_sm90(uint64_t seed, const shiftmlp::TokenMlpSm90Params& p) {
+  return run(seed, [&] {
+    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
+    shiftmlp::launch_token_mlp_sm90(p, nullptr);
+  });
+}
+
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
                            shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });
@@ -84,6 +95,10 @@ const char* conform_stmatrix(uint64_t seed, const shiftmlp::Conformance& p, int 
 
 const char* conform_mma_tf32(uint64_t seed, const shiftmlp::Conformance& p) {
   return run(seed, [&] { shiftmlp::launch_mma_tf32(p, nullptr); });
+}
+
+const char* conform_approximations(uint64_t seed, const shiftmlp::Conformance& p, int n) {
+  return run(seed, [&] { shiftmlp::launch_approximations(p, n, nullptr); });
 }
 
 const char* conform_warp(uint64_t seed, const shiftmlp::Conformance& p) {

@@ -43,6 +43,7 @@ template <class T>
 void mma(float* d, const uint32_t* a, const uint32_t* b, Here here);
 void mma_tf32(float* d, const uint32_t* a, const uint32_t* b, Here here);
 uint32_t to_tf32(float value);
+float flushed(float value);  // without denormal numbers
 
 void async_proxy_fence();
 
