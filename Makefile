@@ -65,8 +65,8 @@ sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under Ad
 	  -k "cpu and not triton and not reference" $(ARGS)
 	@$(SANITIZED) SHIFTMLP_BACKEND=cpu $(PY) -m pytest tests/test_gradients.py $(ARGS)
 	@# Python's own pools would land on marked stacks of fibers that have ended.
-	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_emulator.py tests/test_primitives.py \
-	  -k "(emulator and not planted) or (primitives and not compiles)" $(ARGS)
+	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_emulator.py tests/test_hopper.py \
+	  tests/test_primitives.py -k "not planted and not compiles and not machine" $(ARGS)
 
 pictures: setup  ## draws the pictures of the README and its generated tables
 	@$(PY) docs/draw.py

@@ -40,7 +40,6 @@ TOKEN_LINEAR = {
     "sums not started at zero": ("weight, k > 0)", "weight, true)"),
     "tail of weight not masked": ("t + row < p.T && s < p.S", "t + row < p.T"),
     "moments beyond the end": ("s < p.S && tile.b < p.B", "tile.b < p.B"),
-    "moments behind the last image": ("s < p.S && tile.b < p.B", "s < p.S"),
     "moments of the first image": ("int64_t{tile.b} * p.S + s", "s"),
     "first image's x": ("{tile.c, 0, tile.b}", "{tile.c, 0, 0}"),
     "first image's y": ("{tile.c, tiles.t, tile.b}", "{tile.c, tiles.t, 0}"),
@@ -92,7 +91,6 @@ TOKEN_MLP = {
         "wgmma_wait<0>(sums, y);\n      shared.hand_back(box - 2);",
         "shared.hand_back(box - 2);\n      wgmma_wait<0>(sums, y);",
     ),
-    "no barrier after the rows": ("named_barrier(3, kConsumers);", ""),
     "nobody's first turn": ("if (group == 1) pass_turn();", ""),
     "a turn too many": ("if (group == 0) take_turn();", "take_turn();"),
     "turns of a warpgroup alone": (
@@ -133,7 +131,6 @@ TOKEN_MLP = {
     "w1 packed beyond its columns": ("if (first + lane >= p.D) return;", ""),
     "no barrier in the packing": ("block_barrier();\n  if (first", "if (first"),
     "half of the rows' sums": ("int mask = 16;", "int mask = 8;"),
-    "w1 packed without its pitch": ("packed[s * pitch", "packed[s * p.D"),
     "bias of w1 left out": ("number(p.b1, j, 0.0f)", "0.0f"),
     "rows of w1 taken as dense": ("j * p.w1_stride", "j * p.S"),
     "rows of w2 taken as dense": ("{p.w2_stride}", "{p.D}"),

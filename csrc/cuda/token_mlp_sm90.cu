@@ -62,7 +62,8 @@ __device__ void stream(Shared<T, kDepth, kTokens>& shared, const TensorMap& w1, 
   }
 }
 
-// What belongs to the rows of both weights, with zeros beyond the end.
+// What belongs to the rows of both weights, with zeros beyond the end. The first turns part this
+// from what reads it.
 template <class T, int kDepth, int kTokens>
 __device__ void load_rows(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Params& p, int t,
                           const OfRow* hidden) {
@@ -111,8 +112,6 @@ template <class T, int kDepth, int kTokens>
 __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Params& p,
                         const Tiles& tiles, const OfRow* hidden) {
   load_rows(shared, p, tiles.t, hidden);
-  named_barrier(3, kConsumers);
-
   const int group = threadIdx.x / kWarpgroup, chunks = chunks_of(p.D);
   const auto take_turn = [&] { named_barrier(1 + group, kConsumers); };
   const auto pass_turn = [&] { named_barrier_arrive(2 - group, kConsumers); };
@@ -221,26 +220,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// w1 as the kernel reads it: (S, D), rows as long as TMA asks for.
-struct Packed {
-  int64_t pitch;  // elements
-  void* w1;
-  OfRow* hidden;
-
-  explicit Packed(const TokenMlpSm90Params& p)
-      : pitch((int64_t{p.D} + 7) / 8 * 8),
-        w1(p.workspace),
-        hidden(reinterpret_cast<OfRow*>(static_cast<char*>(p.workspace) + pitch * p.S * 2)) {}
-};
+// What belongs to w1's rows stands behind w1 as the kernel reads it, (S, D).
+OfRow* hidden_rows(const TokenMlpSm90Params& p) {
+  return reinterpret_cast<OfRow*>(static_cast<char*>(p.workspace) + int64_t{p.S} * p.D * 2);
+}
 
 constexpr int kPackRows = 32;  // of w1 in a block
 
 // Packs w1 and what belongs to its rows.
 template <class T>
 __global__ void __launch_bounds__(kPackRows * 8)
-    pack_w1_kernel(const __grid_constant__ TokenMlpSm90Params p, int64_t pitch, T* packed,
-                   OfRow* hidden) {
+    pack_w1_kernel(const __grid_constant__ TokenMlpSm90Params p, OfRow* hidden) {
   auto& rows = shared_memory<T[kPackRows][256 + 2]>();  // 2: so that no column lies in one bank
+  T* const packed = static_cast<T*>(p.workspace);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * kPackRows;
   for (int row = warp; row < kPackRows; row += 8) {
     const int j = first + row;
@@ -256,7 +248,7 @@ __global__ void __launch_bounds__(kPackRows * 8)
   }
   block_barrier();
   if (first + lane >= p.D) return;
-  for (int s = warp; s < p.S; s += 8) packed[s * pitch + first + lane] = rows[lane][s];
+  for (int s = warp; s < p.S; s += 8) packed[s * p.D + first + lane] = rows[lane][s];
 }
 
 template <class T, int kDepth, int kTokens>
@@ -266,32 +258,30 @@ size_t shared_bytes(const TokenMlpSm90Params& p) {
 
 template <class T, int kDepth, int kTokens>
 void launch_for(const TokenMlpSm90Params& p, cudaStream_t stream) {
-  const Packed packed(p);
-  T* const w1 = static_cast<T*>(packed.w1);
+  OfRow* const hidden = hidden_rows(p);
   launch(pack_w1_kernel<T>, dim3((p.D + kPackRows - 1) / kPackRows), dim3(kPackRows * 8),
-         sizeof(T[kPackRows][256 + 2]), stream, p, packed.pitch, w1, packed.hidden);
-  const Maps maps{
-      tile_maps<T>(p, kDepth, kTokens),
-      tensor_map<T, 2>(w1, {p.D, p.S}, {packed.pitch}, {kChunk, kDepth}, Swizzle::kSwizzle128),
-      tensor_map<T, 2>(static_cast<const T*>(p.w2), {p.D, p.T}, {p.w2_stride}, {kChunk, kTokens},
-                       Swizzle::kSwizzle128)};
+         sizeof(T[kPackRows][256 + 2]), stream, p, hidden);
+  const Maps maps{tile_maps<T>(p, kDepth, kTokens),
+                  tensor_map<T, 2>(static_cast<const T*>(p.workspace), {p.D, p.S}, {p.D},
+                                   {kChunk, kDepth}, Swizzle::kSwizzle128),
+                  tensor_map<T, 2>(static_cast<const T*>(p.w2), {p.D, p.T}, {p.w2_stride},
+                                   {kChunk, kTokens}, Swizzle::kSwizzle128)};
   launch(token_mlp_sm90_kernel<T, kDepth, kTokens>, grid_of_tiles(p, kTokens), dim3(kThreads),
-         shared_bytes<T, kDepth, kTokens>(p), stream, maps, p,
-         static_cast<const OfRow*>(packed.hidden));
+         shared_bytes<T, kDepth, kTokens>(p), stream, maps, p, static_cast<const OfRow*>(hidden));
 }
+
+template <int kValue>
+using Int = std::integral_constant<int, kValue>;
 
 // Calls f with T, the tokens of a tile of x and those of a tile of y.
 template <class F>
 void with_tile(const TokenMlpSm90Params& p, const F& f) {
+  const int longest = std::max(p.S, p.T);
   const auto with_tokens = [&](auto type) {
-    const int longest = p.S > p.T ? p.S : p.T;
-    if (longest <= 64)
-      return f(type, std::integral_constant<int, 64>{}, std::integral_constant<int, 64>{});
-    if (longest <= 144)
-      return f(type, std::integral_constant<int, 144>{}, std::integral_constant<int, 144>{});
-    if (p.S <= 208 && p.T <= 200)
-      return f(type, std::integral_constant<int, 208>{}, std::integral_constant<int, 200>{});
-    return f(type, std::integral_constant<int, 256>{}, std::integral_constant<int, 128>{});
+    if (longest <= 64) return f(type, Int<64>{}, Int<64>{});
+    if (longest <= 144) return f(type, Int<144>{}, Int<144>{});
+    if (p.S <= 208 && p.T <= 200) return f(type, Int<208>{}, Int<200>{});
+    f(type, Int<256>{}, Int<128>{});
   };
   p.dtype == DType::kFloat16 ? with_tokens(Type<__half>{}) : with_tokens(Type<__nv_bfloat16>{});
 }
@@ -299,13 +289,14 @@ void with_tile(const TokenMlpSm90Params& p, const F& f) {
 }  // namespace
 
 int64_t workspace_bytes(const TokenMlpSm90Params& p) {
-  return Packed(p).pitch * p.S * 2 + int64_t{p.D} * sizeof(OfRow);
+  return int64_t{p.D} * (p.S * 2 + sizeof(OfRow));
 }
 
 bool fits_sm90(const TokenMlpSm90Params& p) {
   const Rows w2{p.w2, p.T * p.w2_stride, p.w2_stride};
   const int64_t tiles = p.B * ((int64_t{p.C} + kChannels - 1) / kChannels);
-  if (!fits_tiles(p) || !fits_tma(w2, p.D) || tiles * chunks_of(p.D) > 1 << 30) return false;
+  if (!fits_tiles(p) || p.D > 1 << 20 || !fits_tma(w2, p.D)) return false;
+  if (tiles * chunks_of(p.D) > 1 << 30) return false;
   bool fits = false;
   with_tile(p, [&](auto type, auto depth, auto tokens) {
     using T = typename decltype(type)::type;

@@ -109,8 +109,9 @@ const char* conform_tma(uint64_t seed, const shiftmlp::Conformance& p, int rank,
   return run(seed, [&] { shiftmlp::launch_tma(p, rank, at, nullptr); });
 }
 
-const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, bool k_major) {
-  return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, nullptr); });
+const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, bool k_major,
+                          bool a_through_registers) {
+  return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, a_through_registers, nullptr); });
 }
 
 const char* conform_turns(uint64_t seed, const shiftmlp::Conformance& p, int rounds) {
