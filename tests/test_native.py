@@ -114,7 +114,7 @@ def test_kernel_compiles_without_warnings_or_spills(source, tmp_path):
     )
     told = done.stdout + done.stderr
     assert done.returncode == 0 and "warning" not in told, told
-    assert {f"sm_{arch}" for arch in ARCHS} <= set(re.findall(r"for '(sm_\w+)'", told)), told
+    assert {f"sm_{arch}" for arch in archs} <= set(re.findall(r"for '(sm_\w+)'", told)), told
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
     assert spills and set(spills) == {("0", "0")}, told
 
