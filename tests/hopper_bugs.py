@@ -13,9 +13,12 @@ TOKEN_LINEAR = {
     "stores never closed": ("tma_store_commit();", ""),
     "too few bytes expected": ("sizeof x[place]", "sizeof x[place] / 2"),
     "too many bytes expected": ("sizeof x[place]", "sizeof x[place] + 16"),
-    "no barrier after the moments": ("warp_barrier();", ""),
-    "moments announced with x": ("full[place], 2", "full[place], 1"),
-    "moments never announced": ("if (lane == 0) mbarrier_arrive(full[place]);", ""),
+    "moments announced with x": ("full[place], 1 + 32", "full[place], 1"),
+    "moments announced before they are there": (
+        "      if (p.mean) {\n",
+        "mbarrier_arrive(full[place]); if (p.mean) {\n",
+    ),
+    "moments never announced": ("      mbarrier_arrive(full[place]);", ""),
     "y announced by whoever comes first": ("done[place], kWarpgroup", "done[place], 32"),
     "y never announced": ("mbarrier_arrive(done[i % kPlaces]);", ""),
     "no fence before y is stored": (

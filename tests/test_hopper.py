@@ -78,19 +78,22 @@ def test_token_linear(shape, dtype, library):
     )
 
 
+def exact_moments(B, S):
+    return [fenced(integers(B, S)), fenced(2.0 ** torch.randint(-1, 2, (B, S)))]
+
+
 def token_linear_cases():
     """Calls whose sums are exact, so that the result has but one rounding, each with LayerNorm's
-    statistics or None. The first goes around the ring of each block; it and the second have an odd
-    number of tiles."""
+    statistics or None. The first goes around the ring of each block, with an odd number of tiles.
+    """
     bf16 = torch.bfloat16
     x, *norm, weight, bias, scale, residual = token_linear_args(
-        17, 49, 49, 136, bf16, "affine", integers
+        17, 49, 49, 136, bf16, "layer_norm", integers
     )
     padded = fenced(integers(49, 52).to(bf16))[:, :49]
-    yield "small", (x, *norm, padded, bias, scale, residual, None)
-    args = token_linear_args(7, 196, 180, 64, torch.float16, "layer_norm", integers)
-    stats = [fenced(integers(7, 196)), fenced(2.0 ** torch.randint(-1, 2, (7, 196)))]
-    yield "layer norm", (*args, stats)
+    yield "small", (x, *norm, padded, bias, scale, residual, exact_moments(17, 49))
+    args = token_linear_args(5, 196, 180, 72, torch.float16, "affine", integers)
+    yield "large", (*args, None)
     args = token_linear_args(1, 256, 250, 64, bf16, "none", integers)
     yield "two tiles of tokens", (*args, None)
     args = token_linear_args(2, 12, 100, 72, bf16, "none", integers, "other")
@@ -191,8 +194,7 @@ def token_mlp_cases():
     fp16, bf16 = torch.float16, torch.bfloat16
     yield "small", (*token_mlp_args(9, 49, 49, 136, 72, fp16, "affine", "relu", integers), None)
     args = token_mlp_args(3, 196, 196, 72, 136, fp16, "layer_norm", "none", integers)
-    stats = [fenced(integers(3, 196)), fenced(2.0 ** torch.randint(-1, 2, (3, 196)))]
-    yield "layer norm", (*args, stats)
+    yield "layer norm", (*args, exact_moments(3, 196))
     args = token_mlp_args(1, 256, 250, 64, 64, bf16, "none", "relu", integers)
     yield "two tiles of tokens", (*args, None)
     args = token_mlp_args(2, 12, 300, 72, 8, bf16, "none", "none", integers, "other")

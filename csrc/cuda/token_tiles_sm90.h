@@ -90,7 +90,7 @@ struct TileRing {
 
   __device__ void init() {
     for (int place = 0; place < kPlaces; ++place) {
-      mbarrier_init(full[place], 2);
+      mbarrier_init(full[place], 1 + 32);  // for x, and by each lane for its moments
       mbarrier_init(done[place], kWarpgroup);
     }
   }
@@ -121,9 +121,8 @@ struct TileRing {
           const bool inside = s < p.S && tile.b < p.B;
           moments[place][s] = inside ? Moments{p.mean[at], p.rstd[at]} : Moments{};
         }
-        warp_barrier();
       }
-      if (lane == 0) mbarrier_arrive(full[place]);
+      mbarrier_arrive(full[place]);
     }
   }
 
@@ -191,7 +190,7 @@ struct OfChannel {
   float sum, row_sum, bias;
 
   __device__ float operator()(float value, const OfRow& row) const {
-    return sum * value + row_sum * row.row_sum + bias * row.bias;
+    return sum * value + (row_sum * row.row_sum + bias * row.bias);
   }
 };
 
