@@ -57,11 +57,12 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
 
 def _with_headers(text: str) -> str:
     """The text of a kernel with that of the headers for sm_90a in it."""
-
-    def header(include: re.Match) -> str:
-        return (CSRC / "cuda" / include[1]).read_text().replace("#pragma once", "")
-
-    return re.sub(r'#include "(\w+_sm90.h)"', header, text)
+    include = re.compile(r'#include "(\w+_sm90.h)"')
+    while found := include.search(text):
+        header = (CSRC / "cuda" / found[1]).read_text().replace("#pragma once", "")
+        first, rest = text[: found.end()], text[found.end() :]
+        text = first.replace(found[0], header) + rest.replace(found[0], "")
+    return text
 
 
 def build_for_hopper() -> ctypes.CDLL:

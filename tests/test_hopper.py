@@ -152,6 +152,18 @@ def test_token_linear_leaves_to_the_portable_path_what_does_not_fit(case, librar
         hopper.token_linear(library, 0, x, *NO_NORM, weight, None, None, None)
 
 
+@pytest.mark.parametrize(
+    "D, stride, wide", [(20, 20, 0), (24, 28, 0), (24, 32, 1), (8192, 8192, 0)]
+)
+def test_token_mlp_leaves_to_the_portable_path_what_does_not_fit(D, stride, wide, library):
+    """Rows of w2 that TMA cannot address, and more hidden units than fit beside the tiles."""
+    args = list(token_mlp_args(1, 196, 196, 8, D, torch.bfloat16))
+    args[7] = torch.zeros(196, stride + 8, dtype=torch.bfloat16)[:, wide : wide + D]
+    args[7] = args[7].as_strided((196, D), (stride, 1))
+    with pytest.raises(RuntimeError, match="left to the portable path"):
+        hopper.token_mlp(library, 0, *args)
+
+
 def token_mlp_args(
     B, S, T, C, D, dtype, norm="none", activation="gelu", make=torch.randn, residual="x"
 ):

@@ -1,10 +1,13 @@
-// The activations with the fewest instructions that a 16-bit result allows.
+// The activations with the fewest instructions that a 16-bit result allows, and token_mlp's hidden
+// units, which they make in registers.
 #pragma once
 
 #include "../activation.h"
-#include "primitives.h"
+#include "token_tiles_sm90.h"
 
 namespace shiftmlp {
+
+constexpr int kChunk = 64;  // hidden units at a time
 
 // The logistic function of x, given -x / log(2).
 __device__ inline float logistic_of_exponent(float exponent) {
@@ -30,6 +33,39 @@ __device__ float activate(float x) {
     return x < 0 ? 0.0f : x;  // not fmaxf, which drops a NaN
   } else {
     return x;
+  }
+}
+
+// The activated hidden units of a chunk as the left operand of the second product.
+template <class T, Activation kActivation>
+__device__ void activate_chunk(uint32_t (&a)[kChunk / 16][4], const float (&sums)[kChunk / 2],
+                               const OfChannel (&channels)[2], const OfRow* rows) {
+  const int q = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int k = 0; k < kChunk / 16; ++k) {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const OfRow* const row = &rows[16 * k + n / 2 * 8 + q];
+      const float first = channels[n % 2](sums[8 * k + 2 * n], row[0]);
+      const float second = channels[n % 2](sums[8 * k + 2 * n + 1], row[1]);
+      a[k][n] = pack<T>(activate<kActivation>(first), activate<kActivation>(second));
+    }
+  }
+}
+
+template <class T>
+__device__ void activate_chunk(uint32_t (&a)[kChunk / 16][4], const float (&sums)[kChunk / 2],
+                               const OfChannel (&channels)[2], const OfRow* rows,
+                               Activation activation) {
+  switch (activation) {
+    case Activation::kGelu:
+      return activate_chunk<T, Activation::kGelu>(a, sums, channels, rows);
+    case Activation::kGeluTanh:
+      return activate_chunk<T, Activation::kGeluTanh>(a, sums, channels, rows);
+    case Activation::kRelu:
+      return activate_chunk<T, Activation::kRelu>(a, sums, channels, rows);
+    default:
+      return activate_chunk<T, Activation::kNone>(a, sums, channels, rows);
   }
 }
 

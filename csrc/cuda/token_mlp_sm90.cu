@@ -10,12 +10,9 @@
 // weights through a ring, one the tiles. w1 is packed transposed first, for TMA cannot read rows of
 // 196 tokens.
 #include "activation_sm90.h"
-#include "token_tiles_sm90.h"
 
 namespace shiftmlp {
 namespace {
-
-constexpr int kChunk = 64;  // hidden units
 
 template <class T, int kDepth, int kTokens>
 struct Shared {
@@ -75,37 +72,15 @@ __device__ void load_rows(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90
   }
 }
 
-// The activated hidden units of a chunk as the left operand of the second product.
-template <class T, Activation kActivation>
-__device__ void activate_chunk(uint32_t (&a)[kChunk / 16][4], const float (&sums)[kChunk / 2],
-                               const OfChannel (&channels)[2], const OfRow* rows) {
-  const int q = threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int k = 0; k < kChunk / 16; ++k) {
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const OfRow* const row = &rows[16 * k + n / 2 * 8 + q];
-      const float first = channels[n % 2](sums[8 * k + 2 * n], row[0]);
-      const float second = channels[n % 2](sums[8 * k + 2 * n + 1], row[1]);
-      a[k][n] = pack<T>(activate<kActivation>(first), activate<kActivation>(second));
-    }
-  }
+// What a channel takes from the sums of the first product, and what from those of the second.
+__device__ OfChannel of_hidden(const TokenMlpSm90Params& p, int c) {
+  if (c >= p.C) return {};
+  return {number(p.norm_weight, c, 1.0f), number(p.norm_bias, c, 0.0f), 1.0f};
 }
-
-template <class T>
-__device__ void activate_chunk(uint32_t (&a)[kChunk / 16][4], const float (&sums)[kChunk / 2],
-                               const OfChannel (&channels)[2], const OfRow* rows,
-                               Activation activation) {
-  switch (activation) {
-    case Activation::kGelu:
-      return activate_chunk<T, Activation::kGelu>(a, sums, channels, rows);
-    case Activation::kGeluTanh:
-      return activate_chunk<T, Activation::kGeluTanh>(a, sums, channels, rows);
-    case Activation::kRelu:
-      return activate_chunk<T, Activation::kRelu>(a, sums, channels, rows);
-    default:
-      return activate_chunk<T, Activation::kNone>(a, sums, channels, rows);
-  }
+__device__ OfChannel of_y(const TokenMlpSm90Params& p, int c) {
+  if (c >= p.C) return {};
+  const float scale = number(p.scale, c, 1.0f);
+  return {scale, 0.0f, scale};
 }
 
 template <class T, int kDepth, int kTokens>
@@ -120,15 +95,8 @@ __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Pa
   auto& ring = shared.tiles;
   int box = 0;
   for (int i = group; i < tiles.count; i += 2) {
-    const int c = tiles[i].c;
-    OfChannel in[2], out[2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int channel = c + channel_of(n);
-      const bool inside = channel < p.C;
-      in[n] = {inside ? number(p.norm_weight, channel, 1.0f) : 0.0f,
-               inside ? number(p.norm_bias, channel, 0.0f) : 0.0f, 1.0f};
-    }
+    const int first = tiles[i].c + channel_of(0), second = tiles[i].c + channel_of(1);
+    const OfChannel hidden_terms[2] = {of_hidden(p, first), of_hidden(p, second)};
     ring.wait(i);
     uint32_t x[kDepth / 16][4], activated[kChunk / 16][4];
     load_operand(x, ring, i, p.mean != nullptr);
@@ -160,7 +128,8 @@ __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Pa
     wgmma_wait<0>(sums);
     shared.hand_back(box - 1);
     for (int chunk = 0; chunk < chunks - 1; ++chunk) {
-      activate_chunk<T>(activated, sums, in, shared.hidden() + chunk * kChunk, p.activation);
+      activate_chunk<T>(activated, sums, hidden_terms, shared.hidden() + chunk * kChunk,
+                        p.activation);
       take_turn();
       multiply_by_w2();
       multiply_by_w1();
@@ -170,7 +139,8 @@ __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Pa
       shared.hand_back(box - 2);
       shared.hand_back(box - 1);
     }
-    activate_chunk<T>(activated, sums, in, shared.hidden() + (chunks - 1) * kChunk, p.activation);
+    activate_chunk<T>(activated, sums, hidden_terms, shared.hidden() + (chunks - 1) * kChunk,
+                      p.activation);
     take_turn();
     multiply_by_w2();
     wgmma_commit();
@@ -178,13 +148,8 @@ __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Pa
     wgmma_wait<0>(y);
     shared.hand_back(box - 1);
 
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int channel = c + channel_of(n);
-      const float scale = channel < p.C ? number(p.scale, channel, 1.0f) : 0.0f;
-      out[n] = {scale, 0.0f, scale};
-    }
-    store_tile<T, kTokens>(ring, i, p, tiles, y, out, shared.rows);
+    const OfChannel y_terms[2] = {of_y(p, first), of_y(p, second)};
+    store_tile<T, kTokens>(ring, i, p, tiles, y, y_terms, shared.rows);
     ring.hand_back(i);
   }
   if (group == 0) take_turn();  // which the other one passed for nothing
