@@ -137,7 +137,12 @@ def main() -> int:
     if options.only != "triton":
         sources = sorted(map(str, SOURCES.glob("*.cu")))
         archs = options.arch or CUDA_ARCHS
-        tasks += [(compile_cuda, source, arch) for source in sources for arch in archs]
+        tasks += [
+            (compile_cuda, source, arch)
+            for source in sources
+            for arch in archs
+            if arch == "sm_90a" or not source.endswith("_sm90.cu")
+        ]
 
     rows = []
     context = multiprocessing.get_context("spawn")

@@ -36,11 +36,14 @@ def compilers(name: str) -> dict[str, list[str]]:
         "-O3",
         "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
     ]
-    return {".cpp": cpp + shlex.split(env("CXXFLAGS") or ""), ".cu": cu + gencode()}
+    return {".cpp": cpp + shlex.split(env("CXXFLAGS") or ""), ".cu": cu}
 
 
-def gencode() -> list[str]:
-    """An image for every architecture, and PTX, which later devices compile, for "+PTX"."""
+def gencode(source: str) -> list[str]:
+    """An image for every architecture, and PTX, which later devices compile, for "+PTX". What one
+    architecture alone can run is named after it, and is in every build."""
+    if source.endswith("_sm90.cu"):
+        return ["-gencode=arch=compute_90a,code=sm_90a"]
     flags = []
     for arch in ARCHS.replace(" ", ";").split(";"):
         number = arch.removesuffix("+PTX").replace(".", "")
@@ -68,6 +71,7 @@ def build_ninja(targets: dict[str, str], folder: Path) -> str:
             for source in sorted(Path("csrc").glob(pattern)):
                 out = f"{folder}/{name}/{source.name}.o"
                 command = [*compilers(name)[source.suffix], "-MMD", "-MF", f"{out}.d", "-c"]
+                command += gencode(source.name) if source.suffix == ".cu" else []
                 lines += _edge(out, [source], [*command, str(source), "-o", out], f"{out}.d")
                 objects.append(out)
         link = [*CXX, "-shared", *shlex.split(env("LDFLAGS") or ""), *objects, *libraries(name)]

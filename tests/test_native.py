@@ -107,13 +107,14 @@ def test_device_without_an_image_is_named(monkeypatch):
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_kernel_compiles_without_warnings_or_spills(source, tmp_path):
     command = [NVCC, "-O3", "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra", "--threads=2"]
-    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHS]
+    archs = ("90a",) if source.stem.endswith("_sm90") else ARCHS
+    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
     done = subprocess.run(
         [*command, "-c", source, "-o", tmp_path / "kernel.o"], capture_output=True, text=True
     )
     told = done.stdout + done.stderr
     assert done.returncode == 0 and "warning" not in told, told
-    assert {f"sm_{arch}" for arch in ARCHS} <= set(re.findall(r"for '(sm_\w+)'", told)), told
+    assert {f"sm_{arch}" for arch in archs} <= set(re.findall(r"for '(sm_\w+)'", told)), told
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
     assert spills and set(spills) == {("0", "0")}, told
 

@@ -64,6 +64,20 @@ def test_mma_tf32_rounds_its_operands_to_ten_bits(conform):
     assert torch.equal(conform("mma_tf32", torch.empty(16, 8), a, b), wanted)
 
 
+def test_powers_and_reciprocals_are_within_two_steps_and_flush_denormal_numbers(conform):
+    inf = float("inf")
+    a = torch.cat([torch.linspace(-120, 120, 1001), torch.randn(999), torch.tensor([0.0, inf])])
+    power, reciprocal = conform("approximations", torch.empty(2, len(a)), a, None, len(a))
+    eps = torch.finfo(torch.float32).eps
+    for ours, exact in ((power, a.double().exp2()), (reciprocal, 1 / a.double())):
+        close = (ours - exact).abs() <= 2 * eps * exact.abs()
+        assert (close | (ours == exact)).all()
+    flushed = conform(
+        "approximations", torch.empty(2, 4), torch.tensor([-130.0, -inf, 1e-39, inf]), None, 4
+    )
+    assert flushed[0].tolist() == [0, 0, 1, inf] and flushed[1, 2:].tolist() == [inf, 0]
+
+
 def test_cp_async_and_shuffles(conform):
     a = torch.arange(1, 33, dtype=torch.int32)
     lanes = torch.arange(32)
@@ -71,12 +85,14 @@ def test_cp_async_and_shuffles(conform):
     assert torch.equal(conform("warp", a.new_empty(3, 32), a), wanted)
 
 
-PLACES = [(0, 0), (12, 2), (-4, -1), (16, 4), (20, 0), (3, 0, 1, 1), (0, -1, 3, 2), (-8, 0, 0, 0)]
+PLACES = [(0, 0), (12, 2), (-4, -1), (16, 4), (20, 0), (4, 1, 2), (8, 4, 3), (0, 0, 4)]
+PLACES += [(3, 0, 1, 1), (0, -1, 3, 2), (-8, 0, 0, 0)]
+BOXES = {2: ((6, 20), (4, 8)), 3: ((4, 6, 12), (2, 4, 8)), 4: ((3, 4, 5, 8), (2, 2, 3, 8))}
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
 def test_tma_outside_of_the_tensor_reads_zeros_and_writes_nothing(place, conform):
-    sizes, box = ((6, 20), (4, 8)) if len(place) == 2 else ((3, 4, 5, 8), (2, 2, 3, 8))
+    sizes, box = BOXES[len(place)]
     a, b = torch.randn(sizes), torch.randn(sizes)
     wide = torch.zeros([size + 64 for size in sizes])
     wide[tuple(slice(32, 32 + size) for size in sizes)] = a
@@ -93,10 +109,12 @@ def test_tma_outside_of_the_tensor_reads_zeros_and_writes_nothing(place, conform
 
 @pytest.mark.parametrize("k_major", [True, False])
 @pytest.mark.parametrize("n", [8, 24, 104, 208, 256])
-def test_wgmma(n, k_major, conform):
+@pytest.mark.parametrize("a_through_registers", [False, True])
+def test_wgmma(a_through_registers, n, k_major, conform):
     a, b = (torch.randn(rows, 16).bfloat16() for rows in (64, n))
     wanted = (a.double() @ b.double().T).float()
-    assert torch.equal(conform("wgmma", torch.empty(64, n), a, b, n, k_major), wanted)
+    result = conform("wgmma", torch.empty(64, n), a, b, n, k_major, a_through_registers)
+    assert torch.equal(result, wanted)
 
 
 @pytest.mark.parametrize("seed", range(10))

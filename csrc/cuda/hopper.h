@@ -14,6 +14,31 @@
 
 namespace shiftmlp {
 
+constexpr size_t kSharedLimit = 227 << 10;  // of a block
+
+// Whether the current device has these instructions, and how many multiprocessors it has.
+inline bool is_hopper() {
+#ifdef __CUDACC__
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 9 && minor == 0;
+#else
+  return true;
+#endif
+}
+inline int multiprocessors() {
+#ifdef __CUDACC__
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+#else
+  return emulator::kMultiprocessors;
+#endif
+}
+
 // Joins barrier `id`, 1 to 15, with so many threads in all, whole warps; or only arrives there.
 __device__ inline void named_barrier(int id, int threads,
                                      [[maybe_unused]] Here here = Here::current()) {

@@ -2,6 +2,7 @@
 // Fragments are those of the PTX ISA, "Warp level matrix instructions"; g = lane / 4, q = lane % 4.
 #pragma once
 
+#include <cmath>
 #include <type_traits>
 
 #include "device.h"
@@ -190,6 +191,26 @@ __device__ inline uint32_t to_tf32(float value) {
   return word;
 #else
   return emulator::to_tf32(value);
+#endif
+}
+
+// 2^x and 1 / x, to 2^-22 of the result; results below 2^-126 are 0, and so are x for 1 / x.
+__device__ inline float exp2_approx(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return emulator::flushed(std::exp2(x));
+#endif
+}
+__device__ inline float reciprocal_approx(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return emulator::flushed(1.0f / emulator::flushed(x));
 #endif
 }
 

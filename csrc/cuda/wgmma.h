@@ -28,6 +28,16 @@ __device__ inline void wgmma_fence() {
 #endif
 }
 
+// The left operand is named so that the compiler moves no part of its making behind the fence.
+template <int kSteps>
+__device__ void wgmma_fence([[maybe_unused]] uint32_t (&a)[kSteps][4]) {
+#ifdef __CUDACC__
+#pragma unroll
+  for (int i = 0; i < 4 * kSteps; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
+#endif
+  wgmma_fence();
+}
+
 __device__ inline void wgmma_commit([[maybe_unused]] Here here = Here::current()) {
 #ifdef __CUDACC__
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -47,6 +57,16 @@ __device__ void wgmma_wait([[maybe_unused]] float (&d)[kCount],
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 #else
   emulator::wgmma_wait(kGroups, here);
+#endif
+}
+
+template <int kGroups, int kCount, int kOtherCount>
+__device__ void wgmma_wait(float (&d)[kCount], [[maybe_unused]] float (&other)[kOtherCount],
+                           Here here = Here::current()) {
+  wgmma_wait<kGroups>(d, here);
+#ifdef __CUDACC__
+#pragma unroll
+  for (int i = 0; i < kOtherCount; ++i) asm volatile("" : "+f"(other[i])::"memory");
 #endif
 }
 

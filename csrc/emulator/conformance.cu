@@ -39,6 +39,13 @@ __global__ void mma_tf32_kernel(const float* a, const float* b, float* out) {
   for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = d[i];
 }
 
+__global__ void approximations_kernel(const float* a, float* out, int n) {
+  for (int i = threadIdx.x; i < n; i += 32) {
+    out[i] = exp2_approx(a[i]);
+    out[n + i] = reciprocal_approx(a[i]);
+  }
+}
+
 __global__ void warp_kernel(const uint32_t* a, uint32_t* out) {
   auto& shared = shared_memory<uint32_t[32]>();
   const int lane = threadIdx.x;
@@ -105,7 +112,7 @@ struct alignas(128) Line {
   __device__ T& swizzled(int row, int i) { return at[(i / 8 ^ row % 8) * 8 + i % 8]; }
 };
 
-template <int kN, Major kMajor>
+template <int kN, Major kMajor, bool kThroughRegisters>
 __global__ void wgmma_kernel(const T* a, const T* b, float* out) {
   constexpr bool kK = kMajor == Major::kK;
   constexpr int kBlocks = kK ? 1 : (kN + 63) / 64;  // of 64 columns, 16 lines each
@@ -123,12 +130,22 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* out) {
   async_proxy_fence();
   block_barrier();
   float d[kN / 2];
-  wgmma_fence();
-  wgmma<T, kN, kMajor, kMajor>(d, wgmma_operand(shared.a), wgmma_operand(shared.b, 1024, 2048),
-                               false);
+  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+  const uint64_t b_operand = wgmma_operand(shared.b, 1024, 2048);
+  if constexpr (kThroughRegisters) {
+    uint32_t a_part[1][4];
+    for (int i = 0; i < 4; ++i) {
+      const T* const at = &a[(row + i % 2 * 8) * 16 + column + i / 2 * 8];
+      a_part[0][i] = pack<T>(float(at[0]), float(at[1]));
+    }
+    wgmma_fence(a_part);
+    wgmma<T, kN, kMajor>(d, a_part[0], b_operand, false);
+  } else {
+    wgmma_fence();
+    wgmma<T, kN, kMajor, kMajor>(d, wgmma_operand(shared.a), b_operand, false);
+  }
   wgmma_commit();
   wgmma_wait<0>(d);
-  const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
   for (int i = 0; i < kN / 2; ++i) {
     out[(row + i / 2 % 2 * 8) * kN + i / 4 * 8 + column + i % 2] = d[i];
   }
@@ -181,6 +198,11 @@ void launch_mma_tf32(const Conformance& p, cudaStream_t stream) {
          static_cast<const float*>(p.b), static_cast<float*>(p.out));
 }
 
+void launch_approximations(const Conformance& p, int n, cudaStream_t stream) {
+  launch(approximations_kernel, dim3(1), dim3(32), 0, stream, static_cast<const float*>(p.a),
+         static_cast<float*>(p.out), n);
+}
+
 void launch_warp(const Conformance& p, cudaStream_t stream) {
   launch(warp_kernel, dim3(1), dim3(32), sizeof(uint32_t[32]), stream,
          static_cast<const uint32_t*>(p.a), static_cast<uint32_t*>(p.out));
@@ -189,15 +211,21 @@ void launch_warp(const Conformance& p, cudaStream_t stream) {
 void launch_tma(const Conformance& p, int rank, const int* at, cudaStream_t stream) {
   if (rank == 2) {
     launch_tma_for<2>(p, {20, 6}, {8, 4}, at, stream);
+  } else if (rank == 3) {
+    launch_tma_for<3>(p, {12, 6, 4}, {8, 4, 2}, at, stream);
   } else {
     launch_tma_for<4>(p, {8, 5, 4, 3}, {8, 3, 2, 2}, at, stream);
   }
 }
 
-void launch_wgmma(const Conformance& p, int n, bool k_major, cudaStream_t stream) {
+void launch_wgmma(const Conformance& p, int n, bool k_major, bool a_through_registers,
+                  cudaStream_t stream) {
   with_int<8, 24, 104, 208, 256>(n, [&](auto n) {
     constexpr int kN = decltype(n)::value;
-    const auto kernel = k_major ? wgmma_kernel<kN, Major::kK> : wgmma_kernel<kN, Major::kMN>;
+    const auto kernel =
+        a_through_registers
+            ? (k_major ? wgmma_kernel<kN, Major::kK, true> : wgmma_kernel<kN, Major::kMN, true>)
+            : (k_major ? wgmma_kernel<kN, Major::kK, false> : wgmma_kernel<kN, Major::kMN, false>);
     constexpr int kLines = 64 + (kN > 64 ? kN : 64);  // at least what either kernel needs
     launch(kernel, dim3(1), dim3(128), kLines * sizeof(Line), stream, static_cast<const T*>(p.a),
            static_cast<const T*>(p.b), static_cast<float*>(p.out));

@@ -6,6 +6,7 @@
 
 #include "../cuda/passes.h"
 #include "../cuda/spatial_shift.h"
+#include "../cuda/tokens_sm90.h"
 #include "conformance.h"
 #include "hopper_example.h"
 
@@ -112,6 +113,24 @@ const char* product(uint64_t seed, shiftmlp::Product p, const char* columns_spec
   });
 }
 
+const char* token_linear_sm90(uint64_t seed, const shiftmlp::TokenLinearSm90Params& p) {
+  return run(seed, [&] {
+    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
+    shiftmlp::launch_token_linear_sm90(p, nullptr);
+  });
+}
+
+int64_t token_mlp_workspace_bytes(const shiftmlp::TokenMlpSm90Params& p) {
+  return shiftmlp::workspace_bytes(p);
+}
+
+const char* token_mlp_sm90(uint64_t seed, const shiftmlp::TokenMlpSm90Params& p) {
+  return run(seed, [&] {
+    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
+    shiftmlp::launch_token_mlp_sm90(p, nullptr);
+  });
+}
+
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
                            shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });
@@ -131,6 +150,10 @@ const char* conform_mma_tf32(uint64_t seed, const shiftmlp::Conformance& p) {
   return run(seed, [&] { shiftmlp::launch_mma_tf32(p, nullptr); });
 }
 
+const char* conform_approximations(uint64_t seed, const shiftmlp::Conformance& p, int n) {
+  return run(seed, [&] { shiftmlp::launch_approximations(p, n, nullptr); });
+}
+
 const char* conform_warp(uint64_t seed, const shiftmlp::Conformance& p) {
   return run(seed, [&] { shiftmlp::launch_warp(p, nullptr); });
 }
@@ -139,8 +162,9 @@ const char* conform_tma(uint64_t seed, const shiftmlp::Conformance& p, int rank,
   return run(seed, [&] { shiftmlp::launch_tma(p, rank, at, nullptr); });
 }
 
-const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, bool k_major) {
-  return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, nullptr); });
+const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, bool k_major,
+                          bool a_through_registers) {
+  return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, a_through_registers, nullptr); });
 }
 
 const char* conform_turns(uint64_t seed, const shiftmlp::Conformance& p, int rounds) {

@@ -12,6 +12,8 @@ namespace emulator {
 
 using Here = std::source_location;
 
+constexpr int kMultiprocessors = 2;  // few, so that a persistent block has several tiles
+
 // Calls kernel(arguments) for every thread of the grid. Throws std::runtime_error with what went
 // wrong.
 void run(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(const void*),
@@ -43,6 +45,7 @@ template <class T>
 void mma(float* d, const uint32_t* a, const uint32_t* b, Here here);
 void mma_tf32(float* d, const uint32_t* a, const uint32_t* b, Here here);
 uint32_t to_tf32(float value);
+float flushed(float value);  // without denormal numbers
 
 void async_proxy_fence();
 

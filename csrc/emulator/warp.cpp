@@ -1,4 +1,5 @@
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "emulator.h"
@@ -128,6 +129,10 @@ void mma_tf32(float* d, const uint32_t* a, const uint32_t* b, Here here) {
 uint32_t to_tf32(float value) {
   const auto word = std::bit_cast<uint32_t>(value);
   return value - value == 0 ? (word + 0x1000) & ~0x1fffu : word;
+}
+
+float flushed(float value) {
+  return std::fabs(value) < 0x1p-126f ? std::copysign(0.0f, value) : value;
 }
 
 }  // namespace emulator
