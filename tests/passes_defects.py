@@ -2,13 +2,11 @@
 
 COLUMNS = {
     "one column beyond the end": ("i * step) < end", "i * step) <= end"),
-    "columns beyond the end read": ("if (data == nullptr || !columns.has(0))", "if (!data)"),
     "narrow columns beyond the end read": (
         "if (columns.has(i)) raw.halves",
         "raw.halves",
     ),
     "narrow floats beyond the end read": ("if (columns.has(i)) raw.singles", "raw.singles"),
-    "columns beyond the end written": ("  if (!columns.has(0)) return;\n", ""),
     "narrow columns beyond the end written": ("if (columns.has(i)) to[", "to["),
     "second half of the floats not read": (
         "if (dtype == DType::kFloat32) raw.words[1]",

@@ -100,10 +100,10 @@ __device__ inline Floats widened(const Raw& raw, DType dtype) {
   return v;
 }
 
+// The first column must lie inside.
 template <bool kAligned>
 __device__ void store(const Floats& v, void* data, DType dtype, int64_t offset,
                       const Columns<kAligned>& columns) {
-  if (!columns.has(0)) return;
   Raw raw{};
   const auto convert = [&](auto& items, auto* to) {
     using T = std::remove_pointer_t<decltype(to)>;
