@@ -83,10 +83,9 @@ def is_unproven(*inputs) -> str:
 
 def loses(op: Op, in_float32: Callable = never) -> Callable:
     """The ``slower`` of a product, which competes with a library's."""
-    weight = next(i for i, name in enumerate(op.names) if name in ("weight", "w1"))
 
     def slower(*inputs) -> str | None:
-        dtype = inputs[weight].dtype
+        dtype = inputs[op.weight].dtype
         if dtype == torch.float32 and (reason := in_float32(*inputs)):
             return reason
         return _slow_engine() or _library_is_fast(dtype)

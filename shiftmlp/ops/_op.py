@@ -48,6 +48,8 @@ class Op:
         self.name = schema.partition("(")[0]
         self.arguments = re.findall(r"(\S+) (\w+)[,)]", schema.partition("(")[2])
         self.names = [name for _, name in self.arguments]
+        # Where the first product's weight stands, whose dtype is that of the product.
+        self.weight = next((i for i, n in enumerate(self.names) if n in ("weight", "w1")), None)
         self.kernels: dict[str, tuple[Callable, Callable, Callable]] = {}
         self.dtypes: dict[str, tuple[torch.dtype, ...] | None] = {}
         self.flops, self.batched, self.autocast = flops, batched, autocast

@@ -77,12 +77,10 @@ def _refuser(op, module: str, name: str):
 
 
 def _slower(op, slower):
-    weight = next((i for i, name in enumerate(op.names) if name in ("weight", "w1")), None)
-
     def in_this_process(*inputs) -> str | None:
         if INTERPRETED:
             return "the interpreter is for tests"
-        if weight is not None and inputs[weight].dtype == torch.float32:
+        if op.weight is not None and inputs[op.weight].dtype == torch.float32:
             # The library's float32 products are hard to beat, with or without TF32.
             return not_measured()
         return slower(*inputs)
