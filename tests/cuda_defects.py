@@ -31,6 +31,27 @@ DEFECTS = {
         TOKENS_ADAPTER, "to.row_bias = first.bias, ", "",
         "test_kernels.py emulated and good and mixer",
     ),
+    "CUDA tokens, sm_90a: the residual has x's strides": (
+        TOKENS_ADAPTER, "y.residual,", "{y.residual.data, x.rows.stride_b, x.rows.stride},",
+        "test_emulated.py strides and sm90",
+    ),
+    "CUDA tokens, sm_90a: no bias of the norm": (
+        TOKENS_ADAPTER, "norm.bias, y.scale", "{}, y.scale", "test_kernels.py sm90 and exact",
+    ),
+    "CUDA tokens, sm_90a: a weight taken for contiguous": (
+        TOKENS_ADAPTER, "w.stride, layer.bias", "x.count, layer.bias",
+        "test_emulated.py strides and sm90",
+    ),
+    "CUDA tokens, sm_90a: no last bias": (
+        TOKENS_ADAPTER, "last.bias,  first.activation", "{}, first.activation",
+        "test_kernels.py sm90 and good and mixer",
+    ),
+    "CUDA tokens, sm_90a: 16 bits of a float32 result": (
+        TOKENS_ADAPTER, "y.dtype != call.dtype() || ", "", "test_emulated.py float32 and sm90",
+    ),
+    "CUDA tokens, sm_90a: u forgotten": (
+        TOKENS_ADAPTER, " || y.factor.data", "", "test_kernels.py sm90 and exact and fewer",
+    ),
     "CUDA tokens: a weight's gradient without the scale": (
         TOKENS_BACKWARD, "dsums.scale = mix.scale, ", "",
         "test_kernels.py emulated and exact and token",

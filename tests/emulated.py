@@ -1,6 +1,7 @@
-"""The backend "emulated": every "cuda" kernel, its adapter included, on tensors in CPU memory.
+"""The backend "emulated": every "cuda" kernel, its adapter included, on tensors in CPU memory. It
+plays a device of capability 8.0, and "emulated_sm90" one of 9.0 for the ops that choose by it.
 
-It refuses what "cuda" refuses, but for the device, and each of its calls has the threads run in
+They refuse what "cuda" refuses, but for the device, and each of their calls has the threads run in
 another order. Tests that walk the backends walk it too, where the emulator can be built. A call
 takes 10 to 100 ms, so that what those tests may cost is decided here, by DRAWS and `some`.
 """
@@ -17,7 +18,9 @@ from shiftmlp.ops import OPS
 from shiftmlp.ops import _native as native
 from shiftmlp.ops._op import Op
 
-BACKENDS = [] if emulator.missing() else ["emulated"]
+CAPABILITIES = {"emulated": 80, "emulated_sm90": 90}
+CHOOSING = {"token_linear", "token_mlp", "token_gate"}  # among kernels, by the capability
+BACKENDS = [] if emulator.missing() else list(CAPABILITIES)
 DRAWS = 4  # of a case whose result is a few numbers
 
 
@@ -38,12 +41,13 @@ def not_on_cpu(backend: str, name: str, device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"{name} must be on cpu, got {device}"
 
 
-def attach(op: Op) -> None:
+def attach(op: Op, backend: str) -> None:
     launch, refuses, _ = op.kernels["cuda"]
 
     def emulate(*inputs):
         seed = torch.randint(2**31, ()).item()
         library().set_seed(ctypes.c_uint64(seed))
+        library().set_capability(CAPABILITIES[backend])
         try:
             return launch(*inputs)
         except RuntimeError as error:
@@ -53,9 +57,10 @@ def attach(op: Op) -> None:
         with mock.patch.object(native, "not_there", not_on_cpu):
             return refuses(*inputs)
 
-    op.kernel("emulated", refused, dtypes=op.dtypes["cuda"])(emulate)
+    op.kernel(backend, refused, dtypes=op.dtypes["cuda"])(emulate)
 
 
 for _op in OPS.values():
-    if BACKENDS and "cuda" in _op.kernels:
-        attach(_op)
+    for _backend in BACKENDS:
+        if "cuda" in _op.kernels and (_backend == "emulated" or _op.name in CHOOSING):
+            attach(_op, _backend)

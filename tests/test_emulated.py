@@ -82,6 +82,37 @@ def test_many_images(op):
     testing.assert_as_good_as_torch(op(*args, "emulated"), op(*args, "reference"), exact)
 
 
+@pytest.mark.parametrize("backend", emulated.BACKENDS)
+@pytest.mark.parametrize("name", sorted(emulated.CHOOSING))
+def test_strides_are_followed(name, backend):
+    """Those that TMA can follow too, each matrix's other ones."""
+
+    def spread(t, pad):
+        wide = t.new_full((*t.shape[:-1], t.shape[-1] + 8 + pad), float("nan"))
+        return wide[..., 8:-pad].copy_(t)
+
+    for sample in SAMPLES[name].values():
+        args = sample(randn(torch.bfloat16))
+        apart = [
+            spread(arg, 8 + 8 * i) if isinstance(arg, Tensor) and arg.dim() > 1 else arg
+            for i, arg in enumerate(args)
+        ]
+        testing.assert_same_bits(OPS[name](*apart, backend), OPS[name](*args, backend))
+
+
+@pytest.mark.parametrize("backend", emulated.BACKENDS)
+@pytest.mark.parametrize("name", ["token_linear", "token_mlp"])
+def test_a_float32_scale_makes_the_result_float32(name, backend):
+    op = OPS[name]
+    for sample in SAMPLES[name].values():
+        args = [*sample(randn(torch.bfloat16))]
+        args[op.names.index("scale")] = torch.randn(args[0].shape[-1])
+        y = op(*args, backend)
+        assert y.dtype == torch.float32
+        exact = op(*convert(args, Tensor.double), "reference")
+        testing.assert_as_good_as_torch(y, op(*args, "reference"), exact)
+
+
 @pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
 def test_what_the_products_cannot_take_is_told(op):
     sample = next(iter(SAMPLES[op.name].values()))

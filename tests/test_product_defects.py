@@ -184,12 +184,12 @@ TILE = {
 
 
 ACTIVATION = {
-    "tanh for erf": ("x * normal_cdf(x);", "x * logistic(tanh_argument(x));"),
-    "erf for tanh": ("x * logistic(tanh_argument(x));", "x * normal_cdf(x);"),
+    "tanh for erf": ("x * normal_cdf(x);", "x * logistic_of_exponent(tanh_exponent(x));"),
+    "erf for tanh": ("x * logistic_of_exponent(tanh_exponent(x));", "x * normal_cdf(x);"),
     "relu drops a NaN": ("x < 0 ? 0.0f : x;", "fmaxf(x, 0.0f);"),
     "slope without the density": ("normal_cdf(x) + x * (0.39", "normal_cdf(x) + 0 * (0.39"),
     "slope without the cubic": ("(part + cubic)", "part"),
-    "logistic of the wrong side": ("z < 0 ? smaller : larger", "larger"),
+    "logistic of the wrong side": ("x < 0 ? smaller : larger", "larger"),
     "a square meets its zero": ("(part * x * x)", "(x * x * part)"),
 }  # fmt: skip
 

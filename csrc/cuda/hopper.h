@@ -25,7 +25,7 @@ inline bool is_hopper() {
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   return major == 9 && minor == 0;
 #else
-  return true;
+  return emulator::capability() == 90;
 #endif
 }
 inline int multiprocessors() {

@@ -1,14 +1,16 @@
 // token_linear, token_mlp and token_gate: a product for every layer. What stands before and after
-// it happens on the way in and out, so that only the hidden of token_mlp goes through memory.
+// it happens on the way in and out, so that only the hidden of token_mlp goes through memory. On
+// sm_90a token_linear and token_mlp are a kernel each, where it takes their tensors.
 #include "tokens.h"
+#include "tokens_sm90.h"
 
 namespace shiftmlp {
 namespace {
 
 // y = residual + factor * scale * (w * in + bias)
-void launch_last(Call& call, const TokenLayer& last, const Images& x, const Operand& in,
-                 const Tensor& y, const OptionalTensor& scale, const OptionalTensor& factor,
-                 const OptionalTensor& residual, cudaStream_t stream) {
+Result result_of(Call& call, const TokenLayer& last, const Images& x, const Tensor& y,
+                 const OptionalTensor& scale, const OptionalTensor& factor,
+                 const OptionalTensor& residual) {
   const std::initializer_list<int64_t> sizes = {x.images, last.w.count, x.columns};
   check_shape(y, sizes, "y");
   Result result = call.result(y);
@@ -16,7 +18,15 @@ void launch_last(Call& call, const TokenLayer& last, const Images& x, const Oper
   result.scale = call.vector(scale, x.columns, "scale");
   result.factor = call.images(factor, sizes, "u").rows;
   result.residual = call.images(residual, sizes, "residual").rows;
-  launch_product(last.product(call, x, in, result), stream);
+  return result;
+}
+
+// What the kernels for sm_90a have in common; nothing for them unless y is of the operands' dtype.
+std::optional<TokensSm90> tokens_of(const Call& call, const TokenLayer& last, const Images& x,
+                                    const NormParams& norm, const Result& y) {
+  if (y.dtype != call.dtype() || y.factor.data) return {};
+  return TokensSm90{call.dtype(), x.rows, norm.mean, norm.rstd, norm.weight,  norm.bias, y.scale,
+                    y.residual,   y.data, x.images,  x.count,   last.w.count, x.columns};
 }
 
 void mix(const Tensor& y, const Tensor& given, const NormArgs& norm, const Tensor& weight,
@@ -26,9 +36,15 @@ void mix(const Tensor& y, const Tensor& given, const NormArgs& norm, const Tenso
   Call call(given, name);
   const Images x = call.images(given, name);
   const TokenLayer layer(call, weight, bias, x.count);
+  const Result result = result_of(call, layer, x, y, scale, factor, residual);
   on_stream_of(given, [&](cudaStream_t stream) {
-    const Operand in = operand_of(x, true, launch_moments_of(call, x, norm, stream));
-    launch_last(call, layer, x, in, y, scale, factor, residual, stream);
+    const NormParams params = launch_moments_of(call, x, norm, stream);
+    if (const auto tokens = tokens_of(call, layer, x, params, result)) {
+      const Rows& w = layer.w.rows;
+      const TokenLinearSm90Params p{*tokens, w.data, w.stride, layer.bias};
+      if (fits_sm90(p)) return launch_token_linear_sm90(p, stream);
+    }
+    launch_product(layer.product(call, x, operand_of(x, true, params), result), stream);
   });
 }
 
@@ -54,15 +70,25 @@ void token_mlp(const Tensor& y, const Tensor& given, const std::string& norm,
   const Images x = call.images(given, "x");
   const TokenLayer first(call, w1, b1, x.count, "w1", activation_of(activation));
   const TokenLayer last(call, w2, b2, first.w.count, "w2");
+  const Result result = result_of(call, last, x, y, scale, {}, residual);
   on_stream_of(given, [&](cudaStream_t stream) {
     const NormParams params =
         launch_moments_of(call, x, {norm, norm_weight, norm_bias, eps}, stream);
+    if (const auto tokens = tokens_of(call, last, x, params, result)) {
+      const Rows &rows1 = first.w.rows, &rows2 = last.w.rows;
+      TokenMlpSm90Params p{*tokens,      rows1.data, rows1.stride,     first.bias,    rows2.data,
+                           rows2.stride, last.bias,  first.activation, first.w.count, nullptr};
+      if (fits_sm90(p)) {
+        p.workspace = call.floats(ceil_div(workspace_bytes(p), sizeof(float)));
+        return launch_token_mlp_sm90(p, stream);
+      }
+    }
     const Tensor hidden = call.empty({x.images, first.w.count, x.columns}, call.dtype());
     Result to = call.result(hidden);
     to.row_bias = first.bias, to.activation = first.activation;
     launch_product(first.product(call, x, operand_of(x, true, params), to), stream);
     const Images inner = call.images(hidden, "the hidden");
-    launch_last(call, last, inner, operand_of(inner, true), y, scale, {}, residual, stream);
+    launch_product(last.product(call, inner, operand_of(inner, true), result), stream);
   });
 }
 

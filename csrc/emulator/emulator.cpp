@@ -15,6 +15,7 @@ namespace emulator {
 namespace {
 
 uint64_t random_state;
+int played = 90;
 
 // splitmix64: the same order for a seed on every machine.
 uint32_t random(uint32_t below) {
@@ -191,6 +192,9 @@ std::string Block::report() const {
 }  // namespace
 
 void set_seed(uint64_t seed) { random_state = seed; }
+
+void set_capability(int capability) { played = capability; }
+int capability() { return played; }
 
 Thread& self() { return *block->running; }
 

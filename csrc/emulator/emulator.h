@@ -23,6 +23,10 @@ constexpr int kNaN = 0xff;  // this byte throughout is NaN in every format
 // The order of threads, blocks and asynchronous work in the runs that follow.
 void set_seed(uint64_t seed);
 
+// Which device is played: at first one of compute capability 9.0. What an adapter chooses by it
+// changes; what a kernel may do does not.
+void set_capability(int capability);
+
 // Ends the run.
 [[noreturn]] void fail(const std::string& message, Here here);
 

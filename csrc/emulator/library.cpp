@@ -42,6 +42,7 @@ extern "C" {
 #ifndef __CUDACC__
 // For kernels that are run by the adapters of their ops.
 void set_seed(uint64_t seed) { emulator::set_seed(seed); }
+void set_capability(int capability) { emulator::set_capability(capability); }
 #endif
 
 // `sizes`: B, H, W, C, bytes of an element. Contiguous; the adjoint of "keep" if `backward`.

@@ -13,6 +13,7 @@ namespace emulator {
 using Here = std::source_location;
 
 constexpr int kMultiprocessors = 2;  // few, so that a persistent block has several tiles
+int capability();                    // of the device that is played, 10 * major + minor
 
 // Calls kernel(arguments) for every thread of the grid. Throws std::runtime_error with what went
 // wrong.
