@@ -29,8 +29,8 @@ demo: setup  ## accelerate a real model, verify every block, time it, one table 
 test: setup  ## the whole suite on every backend that can run here (ARGS="-k token_mlp")
 	@$(PY) -m pytest -n auto --dist loadgroup -p no:benchmark $(ARGS)
 
-defects: setup  ## plants known defects one by one; each must turn the suite red
-	@$(PY) tests/planted_defects.py
+defects: setup  ## plants known defects one by one; each must turn the suite red (ARGS=--cuda)
+	@$(PY) tests/planted_defects.py $(ARGS)
 
 lint: setup  ## ruff and clang-format
 	@$(VENV)/bin/ruff check .

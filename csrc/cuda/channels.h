@@ -13,17 +13,9 @@ inline const std::string kNone = "none";
 inline const OptionalTensor kNothing;
 inline const NormArgs kNoNorm{kNone, kNothing, kNothing, 0};
 
-// activation(w * x + bias), over the channels of every position.
-struct ChannelLayer {
-  Images w;
-  Vector bias;
-  Activation activation;
-
-  ChannelLayer(Call& call, const Tensor& weight, const OptionalTensor& bias, int32_t channels,
-               const char* name = "weight", Activation activation = Activation::kNone)
-      : w(call.weight(weight, channels, name)),
-        bias(call.vector(bias, w.count, "a bias")),
-        activation(activation) {}
+// A layer over the channels of every position.
+struct ChannelLayer : Layer {
+  using Layer::Layer;
 
   // Of `positions` rows, of which `in` is made.
   Product product(const Call& call, int32_t positions, const Operand& in, const Result& y) const {

@@ -119,6 +119,19 @@ class Call {
   std::vector<Tensor> kept_;
 };
 
+// activation(w * x + bias)
+struct Layer {
+  Images w;  // (rows, columns)
+  Vector bias;
+  Activation activation;
+
+  Layer(Call& call, const Tensor& weight, const OptionalTensor& bias, int32_t columns,
+        const char* name = "weight", Activation activation = Activation::kNone)
+      : w(call.weight(weight, columns, name)),
+        bias(call.vector(bias, w.count, "a bias")),
+        activation(activation) {}
+};
+
 // x, of which its rows or their columns are summed over, after the norm.
 inline Operand operand_of(const Images& x, bool sums_rows, const NormParams& norm = {}) {
   Operand operand{x.rows, sums_rows};

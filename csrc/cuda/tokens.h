@@ -6,17 +6,9 @@
 
 namespace shiftmlp {
 
-// activation(w * x + bias), over the tokens.
-struct TokenLayer {
-  Images w;
-  Vector bias;
-  Activation activation;
-
-  TokenLayer(Call& call, const Tensor& weight, const OptionalTensor& bias, int32_t tokens,
-             const char* name = "weight", Activation activation = Activation::kNone)
-      : w(call.weight(weight, tokens, name)),
-        bias(call.vector(bias, w.count, "a bias")),
-        activation(activation) {}
+// A layer over the tokens.
+struct TokenLayer : Layer {
+  using Layer::Layer;
 
   // Of x, of whose rows `in` is made.
   Product product(const Call& call, const Images& x, const Operand& in, const Result& y) const {
