@@ -83,7 +83,7 @@ class Passes:
     def norm(self, x, moments=None, weight=None, bias=None, scale=None, residual=None, dtype=None):
         y = self.result(*x.shape, dtype=dtype or x.dtype, shift=self.shift)
         norm, to = norm_params(moments, weight, bias), DTYPES.index(y.dtype)
-        self.run("norm", images(x), norm, Vector.of(scale), images(residual), y, to)
+        self.run("norm_of_rows", images(x), norm, Vector.of(scale), images(residual), y, to)
         return y
 
     def norm_backward(self, dy, x, moments, weight, bias, scale, parts=3):

@@ -65,9 +65,9 @@ const char* moments(uint64_t seed, const shiftmlp::Images& x, float eps, float* 
   return run(seed, [&] { shiftmlp::launch_moments(x, eps, mean, rstd, nullptr); });
 }
 
-const char* norm(uint64_t seed, const shiftmlp::Images& x, const shiftmlp::NormParams& norm,
-                 const shiftmlp::Vector& scale, const shiftmlp::Images& residual, void* y,
-                 shiftmlp::DType dtype) {
+const char* norm_of_rows(uint64_t seed, const shiftmlp::Images& x, const shiftmlp::NormParams& norm,
+                         const shiftmlp::Vector& scale, const shiftmlp::Images& residual, void* y,
+                         shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_norm(x, norm, scale, residual, y, dtype, nullptr); });
 }
 
