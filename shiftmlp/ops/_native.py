@@ -25,12 +25,13 @@ def attach(
     """Makes ``launch`` the kernel of ``op`` on "cpu" or "cuda", where its library can run."""
 
     def refused(first: Tensor, *inputs) -> str | None:
-        if reason := not_there(backend, op.names[0], first.device):
+        device = first.device
+        if reason := not_there(backend, op.names[0], device):
             return reason
         for name, tensor in zip(op.names, (first, *inputs), strict=False):
             if isinstance(tensor, Tensor):
-                if tensor.device != first.device:
-                    return f"{name} is on {tensor.device}, {op.names[0]} on {first.device}"
+                if tensor.device != device:
+                    return f"{name} is on {tensor.device}, {op.names[0]} on {device}"
                 if tensor.layout != torch.strided or tensor.is_quantized:
                     return f"{name} must be dense, got {tensor.dtype} in {tensor.layout}"
         return refuses(first, *inputs)
@@ -69,9 +70,7 @@ def refuses_in_products(op: Op) -> Callable:
                 return f"{name} must have less than 2^31 rows, got {rows}"
             if tensor is not None and tensor.shape[-1] >= 2**31:
                 return f"{name} must have less than 2^31 columns, got {tensor.shape[-1]}"
-        if any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in inputs):
-            return "float64 must not mix with other dtypes"
-        return None
+        return refuses_mixture(*inputs)
 
     return refuses
 
