@@ -50,6 +50,14 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
 
 
+def holder(source: str, text: str) -> str:
+    """The kernel for sm_90a, or the header of such kernels, in which the text stands."""
+    headers = [path.name for path in CSRC.glob("cuda/*_sm90.h")]
+    found = [s for s in (source, *headers) if text in (CSRC / "cuda" / s).read_text()]
+    assert len(found) == 1, f"{text!r} stands in {found}"
+    return found[0]
+
+
 def build_ops(schemas: bool) -> Path:
     """The same with the kernels' adapters, which make them ops of ``torch.ops.shiftmlp_cuda`` for
     tensors in the CPU's memory; ``schemas``: nothing else has declared those."""
@@ -213,8 +221,16 @@ class HopperExampleParams(ctypes.Structure):
 
 def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
     """Fills the result that ``params`` tells of, in y; ``shifts``: of the columns and the rows."""
-    specs = [None if shift is None else shift.spec.encode() for shift in shifts]
-    run(library.product, seed, y, params, *specs)
+    run(library.product, seed, y, params, *map(spec_of, shifts))
+
+
+def product_sm90(library, seed: int, params: Product, shift, moves, grid, y: Tensor) -> None:
+    """The same by the kernel of sm_90a; ``shift``: of the rows, ``moves``: of the result."""
+    run(library.product_sm90, seed, y, params, spec_of(shift), spec_of(moves), *grid)
+
+
+def spec_of(shift) -> bytes | None:
+    return None if shift is None else shift.spec.encode()
 
 
 def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tensor:

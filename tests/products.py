@@ -19,6 +19,13 @@ ACTIVATIONS = {
 }
 
 
+GRID = 5, 7
+
+
+def shifted(v: Tensor, shift: Shift, grid: tuple[int, int]) -> Tensor:
+    return shift_map(v.unflatten(-2, (-1, *grid)), shift).flatten(-4, -2)
+
+
 @dataclass
 class Side:
     """One operand: x is (images, rows, columns), or (rows, columns) for all images."""
@@ -39,7 +46,7 @@ class Side:
         """(..., result's columns or rows, terms), each operation followed by ``step``."""
         v = self.x.double()
         if self.shift:
-            v = shift_map(v.unflatten(-2, (-1, *self.grid)), self.shift).flatten(-4, -2)
+            v = shifted(v, self.shift, self.grid)
         if self.mean is not None:
             v = (v - self.mean.double()[..., None]) * self.rstd.double()[..., None]
         if self.weight is not None:
@@ -79,6 +86,7 @@ class Case:
     splits: int = 0
     pitch: int = 0  # elements between the result's rows
     misaligned: int = 0  # elements by which the result is
+    moves: Shift | None = None  # of the result, on maps of 5 by 7 pixels
 
     def reference(self, step=lambda v: v) -> Tensor:
         y = self.rows.elements(step) @ self.columns.elements(step).mT
@@ -99,7 +107,8 @@ class Case:
         for value in (self.scale, self.factor):
             if value is not None:
                 y = step(y * value.double())
-        return y if self.residual is None else y + self.residual.double()
+        y = y if self.residual is None else y + self.residual.double()
+        return y if self.moves is None else shifted(y, self.moves, GRID)
 
     def wanted(self, step=lambda v: v) -> Tensor:
         """The reference in the result's dtype."""
@@ -109,8 +118,8 @@ class Case:
     def result_dtype(self):
         return torch.float32 if self.splits else self.dtype or self.columns.x.dtype
 
-    def run(self, library, seed: int) -> Tensor:
-        """The kernel's result, the parts of a split one added up."""
+    def run(self, library, seed: int, sm90: bool = False) -> Tensor:
+        """The kernel's result, or that of sm_90a; the parts of a split one added up."""
         M, K = self.columns.elements(lambda v: v).shape[-2:]
         N = self.rows.elements(lambda v: v).shape[-2]
         dtype = self.result_dtype
@@ -127,7 +136,18 @@ class Case:
             emulator.DTYPES.index(self.columns.x.dtype), self.columns.operand(),
             self.rows.operand(), result, self.images, M, N, K, self.splits,
         )  # fmt: skip
-        emulator.product(library, seed, params, (self.columns.shift, self.rows.shift), whole)
+        if sm90:
+            emulator.product_sm90(
+                library,
+                seed,
+                params,
+                self.rows.shift,
+                self.moves,
+                GRID if self.moves else (0, 0),
+                whole,
+            )
+        else:
+            emulator.product(library, seed, params, (self.columns.shift, self.rows.shift), whole)
         assert whole[..., M:].isnan().all(), f"seed {seed}: written between the rows of y"
         return y.sum(0, keepdim=True) if self.splits else y
 
@@ -184,7 +204,7 @@ def normed(s: Side, make, norm: str) -> Side:
 
 def moved(s: Side, shift: Shift) -> Side:
     """On maps of 5 by 7 pixels."""
-    return replace(s, shift=shift, grid=(5, 7))
+    return replace(s, shift=shift, grid=GRID)
 
 
 # Each makes an operand another one.
@@ -275,7 +295,7 @@ INEXACT = [f"{s} {o}" for s in ("columns", "rows") for o in INEXACT_OPERAND_OPTI
 INEXACT += [*INEXACT_RESULT_OPTIONS]
 
 
-def check_exact(library, seed: int, c: Case, told: str) -> None:
-    result, wanted = c.run(library, seed), c.wanted()
+def check_exact(library, seed: int, c: Case, told: str, sm90: bool = False) -> None:
+    result, wanted = c.run(library, seed, sm90), c.wanted()
     wrong = (result != wanted).sum().item()
     assert not wrong, f"{told}, seed {seed}: {wrong} of {result.numel()} are wrong"

@@ -68,7 +68,7 @@ __device__ float activate_backward(float dy, float x) {
   }
 }
 
-// Calls f with the activation as a constant, so that a loop has no branch in it; not for none.
+// Calls f with the activation as a constant, so that a loop has no branch in it.
 template <class F>
 __device__ void with_activation(Activation activation, const F& f) {
   switch (activation) {
@@ -79,7 +79,7 @@ __device__ void with_activation(Activation activation, const F& f) {
     case Activation::kRelu:
       return f(std::integral_constant<Activation, Activation::kRelu>{});
     default:
-      return;
+      return f(std::integral_constant<Activation, Activation::kNone>{});
   }
 }
 

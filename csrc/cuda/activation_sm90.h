@@ -29,16 +29,9 @@ template <class T>
 __device__ void activate_chunk(uint32_t (&a)[kChunk / 16][4], const float (&sums)[kChunk / 2],
                                const OfChannel (&channels)[2], const OfRow* rows,
                                Activation activation) {
-  switch (activation) {
-    case Activation::kGelu:
-      return activate_chunk<T, Activation::kGelu>(a, sums, channels, rows);
-    case Activation::kGeluTanh:
-      return activate_chunk<T, Activation::kGeluTanh>(a, sums, channels, rows);
-    case Activation::kRelu:
-      return activate_chunk<T, Activation::kRelu>(a, sums, channels, rows);
-    default:
-      return activate_chunk<T, Activation::kNone>(a, sums, channels, rows);
-  }
+  with_activation(activation, [&](auto constant) {
+    activate_chunk<T, decltype(constant)::value>(a, sums, channels, rows);
+  });
 }
 
 }  // namespace shiftmlp

@@ -21,13 +21,17 @@ struct ChannelLayer : Layer {
   Product product(const Call& call, int32_t positions, const Operand& in, const Result& y) const {
     return {call.dtype(), operand_of(w, false), in, y, 1, w.count, positions, w.columns};
   }
-  // The same into fresh memory, with the activation or without.
+  // Into y, with the activation or without.
+  Result result(const Call& call, const Tensor& y, Activation activation) const {
+    Result to = call.result(y);
+    to.column_bias = bias, to.activation = activation;
+    return to;
+  }
+  // The same into fresh memory.
   Images launch(Call& call, int32_t positions, const Operand& in, Activation activation,
                 cudaStream_t stream) const {
     const Tensor y = call.empty({1, positions, w.count}, call.dtype());
-    Result to = call.result(y);
-    to.column_bias = bias, to.activation = activation;
-    launch_product(product(call, positions, in, to), stream);
+    multiply(product(call, positions, in, result(call, y, activation)), stream);
     return call.images(y, "the result of a layer");
   }
   // The gradient of what was multiplied, from that of the sums.
@@ -56,6 +60,9 @@ class MapShift {
     operand.shift = &shift_, operand.H = H_, operand.W = W_;
     return operand;
   }
+
+  // The same for a layer that moves its result, which must not outlive this.
+  MoveOnWrite on_write() const { return {&shift_, H_, W_}; }
 
   // The adjoint. Both are contiguous.
   void launch_backward(const Tensor& dy, const Tensor& dx, cudaStream_t stream) const {
@@ -98,6 +105,14 @@ struct ShiftArgs {
   const std::string& spec;
 };
 
+// Rows, and the norm that they still want on their way into a product.
+struct Normed {
+  Images rows;
+  NormParams norm;
+
+  Operand operand(bool sums_rows) const { return operand_of(rows, sums_rows, norm); }
+};
+
 // Two layers between two norms, perhaps with a shift before the second one.
 struct Mlp {
   Images x;
@@ -119,6 +134,19 @@ struct Mlp {
   }
 
   Operand shifted(const Operand& hidden) const { return shift ? shift->of(hidden) : hidden; }
+
+  // x as the first layer takes it. sm_90a's products take plain rows alone: for them the norm is a
+  // pass of its own, which costs one write of x.
+  Normed launch_norm_of_x(Call& call, const NormParams& params, cudaStream_t stream) const {
+    const Operand dense{{nullptr, 0, x.columns}, false};
+    const Result to{nullptr, call.dtype(), 0, first.w.count};
+    if (norm.kind == kNone || !fits_sm90(first.product(call, x.count, dense, to))) {
+      return {x, params};
+    }
+    const Tensor normed = call.empty({1, x.count, x.columns}, call.dtype());
+    launch_norm(x, params, {}, {}, normed.mutable_data_ptr(), call.dtype(), stream);
+    return {call.images(normed, "the norm of x"), {}};
+  }
 };
 
 // Of shift_linear: every pixel of a (..., H, W, C) map, in one image.

@@ -46,8 +46,8 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
   const int32_t positions = x.count;
   const Images dy = call.images(dy_given, {1, positions, last.w.count}, "dy");
   const NormParams norm = launch_moments_of(call, x, norm_args, stream);
-  const Images inner =
-      first.launch(call, positions, operand_of(x, false, norm), Activation::kNone, stream);
+  const Normed in = mlp.launch_norm_of_x(call, norm, stream);
+  const Images inner = first.launch(call, positions, in.operand(false), Activation::kNone, stream);
   const auto hidden = [&](bool sums_rows) {
     Operand operand = operand_of(inner, sums_rows);
     operand.activation = mlp.first.activation;
@@ -70,18 +70,18 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
   if (shift) {
     Call temporary(gradient);
     const Tensor moved = temporary.empty({1, positions, first.w.count}, call.dtype());
-    launch_product(last.backward(call, positions, dlast.operand(false), call.result(moved)),
-                   stream);
+    multiply(last.backward(call, positions, dlast.operand(false), call.result(moved)), stream);
     shift->launch_backward(moved, gradient, stream);
     launch_activation_backward(dinner, {}, inner, first.activation, gradient.mutable_data_ptr(),
                                call.dtype(), stream);
   } else {
     Result result = call.result(gradient);
     result.activation = first.activation, result.slope_of = inner.rows;
-    launch_product(last.backward(call, positions, dlast.operand(false), result), stream);
+    multiply(last.backward(call, positions, dlast.operand(false), result), stream);
   }
-  const Operand dsums = operand_of(dinner, true), in = operand_of(x, true, norm);
-  launch_sum_of_products(call, first.gradient(call, positions, dsums, in), to[3], stream);
+  const Operand dsums = operand_of(dinner, true);
+  launch_sum_of_products(call, first.gradient(call, positions, dsums, in.operand(true)), to[3],
+                         stream);
   launch_sum_over_rows(call, dinner, {}, to[4], stream);
 
   if (!wants_normed) return;
@@ -89,8 +89,8 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
   const Tensor dnormed =
       normed ? call.empty({1, positions, x.columns}, call.dtype()) : to[0].value();
   check_shape(dnormed, {1, positions, x.columns}, "the gradient of x");
-  launch_product(first.backward(call, positions, operand_of(dinner, false), call.result(dnormed)),
-                 stream);
+  multiply(first.backward(call, positions, operand_of(dinner, false), call.result(dnormed)),
+           stream);
   if (!normed) return;
   NormBackward p{};
   p.dy = call.images(dnormed, "the gradient of the norm"), p.x = x, p.norm = norm;
@@ -161,8 +161,7 @@ void shift_linear_backward(const Gradients& to, const Tensor& dy_given, const Te
     if (!to[0]) return;
     check_shape(*to[0], {1, positions, x.columns}, "the gradient of x");
     const Tensor moved = call.empty({1, positions, x.columns}, call.dtype());
-    launch_product(layer.backward(call, positions, dsums.operand(false), call.result(moved)),
-                   stream);
+    multiply(layer.backward(call, positions, dsums.operand(false), call.result(moved)), stream);
     map.launch_backward(moved, *to[0], stream);
   });
 }

@@ -1,5 +1,7 @@
 // channel_mlp, shift_linear and shift_mlp: a product for every layer. Norms before it and shifts
-// happen on the way in; the hidden goes through memory, and the result too before a norm of it.
+// happen on the way in; the hidden goes through memory, and the result too before a norm of it. On
+// sm_90a, where its product takes the tensors, x is normed in memory, and the hidden moved on its
+// way out.
 #include "channels.h"
 
 namespace shiftmlp {
@@ -13,24 +15,38 @@ void launch_last(Call& call, const ChannelLayer& layer, int32_t positions, const
   check_shape(y, sizes, "y");
   const Vector factor = call.vector(scale, layer.w.count, "scale");
   const Images rest = call.images(residual, sizes, "residual");
-  Result to = call.result(y);
+  Result to = layer.result(call, y, layer.activation);
   if (post.kind != kNoNorm.kind) {
     const Images branch = layer.launch(call, positions, in, layer.activation, stream);
     const NormParams norm = launch_moments_of(call, branch, post, stream);
     return launch_norm(branch, norm, factor, rest, to.data, to.dtype, stream);
   }
-  to.column_bias = layer.bias, to.activation = layer.activation;
   to.scale = factor, to.residual = rest.rows;
-  launch_product(layer.product(call, positions, in, to), stream);
+  multiply(layer.product(call, positions, in, to), stream);
+}
+
+// What the second layer takes. A kernel that can moves the hidden as it is stored.
+Operand launch_hidden(Call& call, const Mlp& mlp, cudaStream_t stream) {
+  const ChannelLayer& first = mlp.first;
+  const int32_t positions = mlp.x.count;
+  const NormParams norm = launch_moments_of(call, mlp.x, mlp.norm, stream);
+  const Normed in = mlp.launch_norm_of_x(call, norm, stream);
+  const Tensor memory = call.empty({1, positions, first.w.count}, call.dtype());
+  const Product p = first.product(call, positions, in.operand(false),
+                                  first.result(call, memory, first.activation));
+  const Operand hidden = operand_of(call.images(memory, "the hidden"), false);
+  if (mlp.shift && fits_sm90(p, mlp.shift->on_write())) {
+    launch_product_sm90(p, mlp.shift->on_write(), stream);
+    return hidden;
+  }
+  multiply(p, stream);
+  return mlp.shifted(hidden);
 }
 
 void launch_mlp(Call& call, const Mlp& mlp, const Tensor& y, const OptionalTensor& scale,
                 const OptionalTensor& residual, cudaStream_t stream) {
-  const NormParams norm = launch_moments_of(call, mlp.x, mlp.norm, stream);
-  const Images hidden = mlp.first.launch(call, mlp.x.count, operand_of(mlp.x, false, norm),
-                                         mlp.first.activation, stream);
-  launch_last(call, mlp.last, mlp.x.count, mlp.shifted(operand_of(hidden, false)), y, mlp.post,
-              scale, residual, stream);
+  const Operand hidden = launch_hidden(call, mlp, stream);
+  launch_last(call, mlp.last, mlp.x.count, hidden, y, mlp.post, scale, residual, stream);
 }
 
 void channel_mlp(const Tensor& y, const Tensor& x, const std::string& norm,

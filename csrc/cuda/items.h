@@ -90,9 +90,9 @@ __device__ inline Items read(const Vector& v, int64_t at, int count, float other
   }
 }
 
-// One number; where there is no vector, 0.
-__device__ inline float read(const Vector& v, int64_t at) {
-  if (v.data == nullptr) return 0.0f;
+// One number; where there is no vector, `otherwise`.
+__device__ inline float read(const Vector& v, int64_t at, float otherwise = 0.0f) {
+  if (v.data == nullptr) return otherwise;
   switch (v.dtype) {
     case DType::kFloat16:
       return float(static_cast<const __half*>(v.data)[at]);

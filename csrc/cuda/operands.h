@@ -9,6 +9,7 @@
 #include "../tensors.h"
 #include "launch.h"
 #include "passes.h"
+#include "product_sm90.h"
 
 namespace shiftmlp {
 
@@ -155,6 +156,11 @@ inline NormParams launch_moments_of(Call& call, const Images& x, const NormArgs&
   return params;
 }
 
+// The product, by the kernel of its own that sm_90a has, where that takes the operands.
+inline void multiply(const Product& p, cudaStream_t stream) {
+  fits_sm90(p) ? launch_product_sm90(p, {}, stream) : launch_product(p, stream);
+}
+
 // Parts of a sum, as launch(parts) makes them, and then their sum into `gradient`.
 template <class Launch>
 void launch_sum(Call& call, int32_t parts, const Tensor& gradient,
@@ -173,7 +179,7 @@ inline void launch_sum_of_products(Call& call, Product p, const OptionalTensor& 
   p.splits = parts_of(p.images * p.K, 256, ceil_div(p.M, 128) * ceil_div(p.N, 128));
   launch_sum(call, p.splits, *gradient, {p.N, p.M}, stream, [&](float* parts) {
     p.result = {parts, DType::kFloat32, int64_t{p.N} * p.M, p.M};
-    launch_product(p, stream);
+    multiply(p, stream);
   });
 }
 

@@ -166,29 +166,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   finish<T, Shape::kThreads>(p.result, {part.image, part.m, part.n, p.M, p.N}, shared.sums);
 }
 
-// The bytes by which an operand's pieces can be copied: pointers, rows and groups are multiples.
-int32_t bytes_of_a_copy(const Side& side, int64_t item) {
-  const Rows& rows = side.operand.rows;
-  uint64_t all = reinterpret_cast<uintptr_t>(rows.data);
-  for (const int64_t n : {rows.stride_b, rows.stride, int64_t{side.columns}}) all |= n * item;
-  if (side.operand.shift) all |= side.shift.edges(side.columns) * item;
-  int32_t bytes = 16;
-  while (all % bytes != 0) bytes /= 2;
-  return bytes;
-}
-
-// `size` is the operand's in the result.
-Side side_of(const Operand& o, int32_t size, int32_t K, int64_t item) {
-  Side side{o, {}, Divisor(std::max(o.H, 1)), Divisor(std::max(o.W, 1)), K, size, 0, false, false};
-  if (!o.sums_rows) std::swap(side.rows, side.columns);
-  if (o.shift) side.shift = *o.shift;
-  side.bytes = bytes_of_a_copy(side, item);
-  side.plain = !o.shift && side.bytes >= 8;
-  side.changes = o.mean || o.weight.data || o.bias.data || o.scale.data || o.factor.data ||
-                 o.activation != Activation::kNone;
-  return side;
-}
-
 template <class T, class Layout, class Shape>
 void launch_parts(Params p, cudaStream_t stream) {
   const int64_t blocks = parts_of(p.M, Shape::kM) * parts_of(p.N, Shape::kN);

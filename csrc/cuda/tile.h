@@ -1,6 +1,8 @@
 // A block's part of an operand, of 32 terms of the sums, on its way into shared memory.
 #pragma once
 
+#include <algorithm>
+
 #include "../image.h"
 #include "activation.h"
 #include "items.h"
@@ -35,6 +37,29 @@ struct Side {
   bool plain;             // no shift, and bytes are 8 or 16
   bool changes;           // more is to be done than to copy
 };
+
+// The bytes by which an operand's pieces can be copied: pointers, rows and groups are multiples.
+inline int32_t bytes_of_a_copy(const Side& side, int64_t item) {
+  const Rows& rows = side.operand.rows;
+  uint64_t all = reinterpret_cast<uintptr_t>(rows.data);
+  for (const int64_t n : {rows.stride_b, rows.stride, int64_t{side.columns}}) all |= n * item;
+  if (side.operand.shift) all |= side.shift.edges(side.columns) * item;
+  int32_t bytes = 16;
+  while (all % bytes != 0) bytes /= 2;
+  return bytes;
+}
+
+// `size` is the operand's in the result.
+inline Side side_of(const Operand& o, int32_t size, int32_t K, int64_t item) {
+  Side side{o, {}, Divisor(std::max(o.H, 1)), Divisor(std::max(o.W, 1)), K, size, 0, false, false};
+  if (!o.sums_rows) std::swap(side.rows, side.columns);
+  if (o.shift) side.shift = *o.shift;
+  side.bytes = bytes_of_a_copy(side, item);
+  side.plain = !o.shift && side.bytes >= 8;
+  side.changes = o.mean || o.weight.data || o.bias.data || o.scale.data || o.factor.data ||
+                 o.activation != Activation::kNone;
+  return side;
+}
 
 // A thread's pieces of a tile, kItems each, below one another. What a tile knows are numbers here:
 // code that is long, or slow in any case, is compiled once for both operands.

@@ -58,7 +58,7 @@ template <class T, int kDepth, int kTokens>
 __device__ void load_rows(Shared<T, kDepth, kTokens>& shared, const TokenLinearSm90Params& p,
                           int t) {
   for (int row = threadIdx.x; row < kTokens; row += kConsumers) {
-    OfRow of{0.0f, t + row < p.T ? number(p.bias, t + row, 0.0f) : 0.0f};
+    OfRow of{0.0f, t + row < p.T ? read(p.bias, t + row, 0.0f) : 0.0f};
     if (p.norm_bias.data) {
       for (int s = 0; s < kDepth; s += 8) {
         struct alignas(16) Word {
@@ -76,8 +76,8 @@ __device__ void load_rows(Shared<T, kDepth, kTokens>& shared, const TokenLinearS
 
 __device__ OfChannel of_channel(const TokenLinearSm90Params& p, int c) {
   if (c >= p.C) return {};
-  const float scale = number(p.scale, c, 1.0f);
-  return {scale * number(p.norm_weight, c, 1.0f), scale * number(p.norm_bias, c, 0.0f), scale};
+  const float scale = read(p.scale, c, 1.0f);
+  return {scale * read(p.norm_weight, c, 1.0f), scale * read(p.norm_bias, c, 0.0f), scale};
 }
 
 template <class T, int kDepth, int kTokens>

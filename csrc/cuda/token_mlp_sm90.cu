@@ -65,7 +65,7 @@ template <class T, int kDepth, int kTokens>
 __device__ void load_rows(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Params& p, int t,
                           const OfRow* hidden) {
   for (int i = threadIdx.x; i < kTokens; i += kConsumers) {
-    shared.rows[i] = {0.0f, t + i < p.T ? number(p.b2, t + i, 0.0f) : 0.0f};
+    shared.rows[i] = {0.0f, t + i < p.T ? read(p.b2, t + i, 0.0f) : 0.0f};
   }
   for (int j = threadIdx.x; j < chunks_of(p.D) * kChunk; j += kConsumers) {
     shared.hidden()[j] = j < p.D ? hidden[j] : OfRow{};
@@ -75,11 +75,11 @@ __device__ void load_rows(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90
 // What a channel takes from the sums of the first product, and what from those of the second.
 __device__ OfChannel of_hidden(const TokenMlpSm90Params& p, int c) {
   if (c >= p.C) return {};
-  return {number(p.norm_weight, c, 1.0f), number(p.norm_bias, c, 0.0f), 1.0f};
+  return {read(p.norm_weight, c, 1.0f), read(p.norm_bias, c, 0.0f), 1.0f};
 }
 __device__ OfChannel of_y(const TokenMlpSm90Params& p, int c) {
   if (c >= p.C) return {};
-  const float scale = number(p.scale, c, 1.0f);
+  const float scale = read(p.scale, c, 1.0f);
   return {scale, 0.0f, scale};
 }
 
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kPackRows * 8)
       sum += float(rows[row][s]);
     }
     for (int mask = 16; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
-    if (lane == 0) hidden[j] = {sum, number(p.b1, j, 0.0f)};
+    if (lane == 0) hidden[j] = {sum, read(p.b1, j, 0.0f)};
   }
   block_barrier();
   if (first + lane >= p.D) return;

@@ -8,36 +8,12 @@
 
 #include <algorithm>
 
+#include "tiles_sm90.h"
 #include "tokens_sm90.h"
-#include "wgmma.h"
 
 namespace shiftmlp {
 
-constexpr int kWarpgroup = 128;
-constexpr int kConsumers = 2 * kWarpgroup;
-constexpr int kThreads = kConsumers + kWarpgroup;
 constexpr int kChannels = 64;  // of a tile
-
-template <class T>
-using Line = T[64];  // a row of a tile, or of a chunk of a weight
-
-template <class T>
-__device__ T* swizzled(Line<T>* lines, int row, int column) {
-  return &lines[row][(column / 8 ^ row % 8) * 8 + column % 8];
-}
-
-// Number i; where there is no vector, `otherwise`.
-__device__ inline float number(const Vector& v, int i, float otherwise) {
-  if (v.data == nullptr) return otherwise;
-  switch (v.dtype) {
-    case DType::kFloat16:
-      return float(static_cast<const __half*>(v.data)[i]);
-    case DType::kBFloat16:
-      return float(static_cast<const __nv_bfloat16*>(v.data)[i]);
-    default:
-      return static_cast<const float*>(v.data)[i];
-  }
-}
 
 struct Tile {
   int b, c;
@@ -150,15 +126,6 @@ __device__ inline int channel_of(int which) {
   return threadIdx.x % kWarpgroup / 32 * 16 + threadIdx.x % 32 / 4 + which * 8;
 }
 
-template <class T>
-__device__ void unpack(uint32_t word, float (&to)[2]) {
-  union {
-    uint32_t word;
-    T items[2];
-  } pair{word};
-  to[0] = float(pair.items[0]), to[1] = float(pair.items[1]);
-}
-
 // x^T of tile i, a warp's channels and all tokens, as the left operand; normalised if asked for.
 template <class T, int kDepth, int kPlaces>
 __device__ void load_operand(uint32_t (&a)[kDepth / 16][4], TileRing<T, kDepth, kPlaces>& ring,
@@ -245,15 +212,6 @@ inline Rows rows_of_y(const TokensSm90& p) { return {p.y, int64_t{p.T} * p.C, p.
 template <class T>
 TileMaps tile_maps(const TokensSm90& p, int depth, int tokens) {
   return {tile_map<T>(p.x, p.B, p.S, p.C, depth), tile_map<T>(rows_of_y(p), p.B, p.T, p.C, tokens)};
-}
-
-// Whether TMA takes 16-bit rows of C elements: everything is a multiple of 16 bytes, an image
-// begins after the rows of the one before, and no stride is too long.
-inline bool fits_tma(const Rows& rows, int64_t C) {
-  constexpr int64_t kLongest = int64_t{1} << 39;  // elements
-  return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 &&
-         (C | rows.stride | rows.stride_b) % 8 == 0 && 1 <= C && C <= rows.stride &&
-         rows.stride <= rows.stride_b && rows.stride_b < kLongest;
 }
 
 inline bool fits_tiles(const TokensSm90& p) {

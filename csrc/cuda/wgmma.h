@@ -46,17 +46,25 @@ __device__ inline void wgmma_commit([[maybe_unused]] Here here = Here::current()
 #endif
 }
 
-// Waits until at most kGroups are under way: only then are the sums there, and the operands free.
+// Waits until at most kGroups are under way: the operands of the others are free then.
+template <int kGroups>
+__device__ void wgmma_wait([[maybe_unused]] Here here = Here::current()) {
+#ifdef __CUDACC__
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+#else
+  emulator::wgmma_wait(kGroups, here);
+#endif
+}
+
+// The same, after which sums are there too.
 // The sums are named so that the compiler moves no access to them before the wait.
 template <int kGroups, int kCount>
 __device__ void wgmma_wait([[maybe_unused]] float (&d)[kCount],
                            [[maybe_unused]] Here here = Here::current()) {
+  wgmma_wait<kGroups>(here);
 #ifdef __CUDACC__
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
-#else
-  emulator::wgmma_wait(kGroups, here);
 #endif
 }
 

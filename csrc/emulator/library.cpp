@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "../cuda/passes.h"
+#include "../cuda/product_sm90.h"
 #include "../cuda/spatial_shift.h"
 #include "../cuda/tokens_sm90.h"
 #include "conformance.h"
@@ -111,6 +112,22 @@ const char* product(uint64_t seed, shiftmlp::Product p, const char* columns_spec
     set(p.columns, columns_spec, shifts[0]);
     set(p.rows, rows_spec, shifts[1]);
     shiftmlp::launch_product(p, nullptr);
+  });
+}
+
+// The same of sm_90a, whose result moves by `moves`, or not if that is nullptr.
+const char* product_sm90(uint64_t seed, shiftmlp::Product p, const char* rows_spec,
+                         const char* moves, int H, int W) {
+  return run(seed, [&] {
+    shiftmlp::Shift shift, move;
+    if (rows_spec) {
+      shift = shiftmlp::Shift::parse(rows_spec).within(p.rows.H, p.rows.W);
+      p.rows.shift = &shift;
+    }
+    if (moves) move = shiftmlp::Shift::parse(moves).within(H, W);
+    const shiftmlp::MoveOnWrite on_write{moves ? &move : nullptr, H, W};
+    if (!shiftmlp::fits_sm90(p, on_write)) throw std::invalid_argument("left to the portable path");
+    shiftmlp::launch_product_sm90(p, on_write, nullptr);
   });
 }
 

@@ -1,0 +1,141 @@
+// Chunks of both operands of a product on sm_90a, on their way into shared memory.
+#pragma once
+
+#include "result_sm90.h"
+
+namespace shiftmlp {
+
+constexpr int kRows = 128;        // of the result, that a block computes at a time,
+constexpr int kTerms = 64;        // and terms of a chunk
+constexpr int kGathersAhead = 2;  // chunks whose gathered copies may be under way
+
+// How the operands lie: what is summed over are their rows in memory, or those rows' columns.
+template <bool columns, bool rows>
+struct Layout {
+  static constexpr bool kColumnsSumRows = columns, kRowsSumRows = rows;
+};
+
+template <class T, int kColumns>
+struct Shared {
+  static constexpr int kPlaces = kColumns == 256 ? 4 : kColumns == 192 ? 5 : 6;
+
+  // Lines of 64 terms for every row or column; or boxes of 64 rows or columns, a line for a term.
+  struct alignas(1024) Chunk {
+    Line<T> rows[kRows], columns[kColumns];
+  } chunks[kPlaces];
+  alignas(1024) Line<T> y[2][kRows / 2];
+  OfColumn columns[2][kColumns];
+  Mbarrier full[kPlaces], empty[kPlaces];
+
+  __device__ void init(bool gathers) {
+    for (int i = 0; i < kPlaces; ++i) {
+      mbarrier_init(full[i], gathers ? 1 + kWarpgroup : 1);
+      mbarrier_init(empty[i], kConsumers / 32);
+    }
+  }
+};
+
+// The places for chunks in turn, and the phase of their barriers.
+template <int kPlaces>
+struct Turn {
+  int place{}, phase{};
+
+  __device__ void next() {
+    if (++place == kPlaces) place = 0, phase ^= 1;
+  }
+};
+
+struct Params {
+  Side rows;
+  ResultSm90 result;
+  int32_t K, splits;
+};
+
+struct Maps {
+  TensorMap rows, columns, y;
+};
+
+// The parts of the result that a block computes. Neighbours in a row of parts come one after
+// another: they are computed at the same time, from the same rows.
+struct Parts {
+  struct Part : Place {
+    int32_t first, chunks;  // of the sum
+  };
+
+  int32_t across, down, chunks, splits, columns;
+
+  __host__ __device__ Parts(const Params& p, int columns)
+      : across((p.result.M + columns - 1) / columns),
+        down((p.result.N + kRows - 1) / kRows),
+        chunks((p.K + kTerms - 1) / kTerms),
+        splits(p.splits > 0 ? p.splits : 1),
+        columns(columns) {}
+
+  __host__ __device__ int64_t count() const { return int64_t{across} * down * splits; }
+
+  __device__ Part operator[](int32_t i) const {
+    const int32_t part = i / (across * down), place = i % (across * down);
+    const int32_t first = int64_t{part} * chunks / splits;
+    const int32_t end = int64_t{part + 1} * chunks / splits;
+    return {{part, place / across * kRows, place % across * columns}, first, end - first};
+  }
+};
+
+template <class T>
+__device__ Pieces<T> pieces_of(Line<T>* rows, int32_t row, int32_t k) {
+  const int thread = threadIdx.x % kWarpgroup, line = thread / 8, column = thread % 8 * kItems;
+  constexpr int kDown = kWarpgroup / 8;
+  return {swizzled(rows, line, column), row + line, k + column, kRows / kDown, kDown * 64, kDown};
+}
+
+// By a warpgroup if it gathers, else by its first thread.
+template <class T, class Layout, int kColumns>
+__device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params& p,
+                     const Parts& parts, bool gathers) {
+  constexpr int kPlaces = Shared<T, kColumns>::kPlaces;
+  Turn<kPlaces> turn, landed;
+  int under_way = 0;
+  const auto announce = [&] {
+    async_proxy_fence();
+    mbarrier_arrive(shared.full[landed.place]);
+    landed.next();
+  };
+  for (int32_t i = blockIdx.x; i < parts.count(); i += gridDim.x) {
+    const Parts::Part part = parts[i];
+    for (int32_t k = part.first * kTerms; k < (part.first + part.chunks) * kTerms; k += kTerms) {
+      Mbarrier& full = shared.full[turn.place];
+      auto& [rows, columns] = shared.chunks[turn.place];
+      mbarrier_wait(shared.empty[turn.place], turn.phase ^ 1);
+      if (threadIdx.x == kConsumers) {
+        mbarrier_arrive_expect(full, sizeof columns + (gathers ? 0 : sizeof rows));
+        if constexpr (Layout::kColumnsSumRows) {
+          for (int c = 0; c < kColumns; c += 64) {
+            tma_load(columns + c, maps.columns, full, {part.column + c, k});
+          }
+        } else {
+          tma_load(columns, maps.columns, full, {k, part.column});
+        }
+        if constexpr (Layout::kRowsSumRows) {
+          for (int r = 0; r < kRows; r += 64) {
+            tma_load(rows + r, maps.rows, full, {part.row + r, k});
+          }
+        } else if (!gathers) {
+          tma_load(rows, maps.rows, full, {k, part.row});
+        }
+      }
+      turn.next();
+      if (!gathers) continue;
+      copy_any(pieces_of(rows, part.row, k), p.rows, 0);
+      cp_async_commit();
+      if (++under_way <= kGathersAhead) continue;
+      cp_async_wait<kGathersAhead>();
+      announce();
+      --under_way;
+    }
+  }
+  if (!gathers) return;
+  cp_async_wait<0>();
+  for (; under_way > 0; --under_way) announce();
+}
+
+}  // namespace shiftmlp

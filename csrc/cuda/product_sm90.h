@@ -1,0 +1,21 @@
+// The product on sm_90a, of operands that TMA takes as they lie in memory. No torch.
+#pragma once
+
+#include "product.h"
+
+namespace shiftmlp {
+
+// A shift of the result as it is stored: row n of it is a pixel of H x W maps. Without one: none.
+struct MoveOnWrite {
+  const Shift* shift;  // on the host, already within(H, W)
+  int32_t H, W;
+};
+
+// Whether the current device and this product allow it: of one image, whose columns' operand is
+// plain and whose rows' operand at most shifted; the result has no row_bias and no factor, and what
+// is moved goes in groups of 8 channels.
+bool fits_sm90(const Product& p, const MoveOnWrite& move = {});
+
+void launch_product_sm90(const Product& p, const MoveOnWrite& move, cudaStream_t stream);
+
+}  // namespace shiftmlp

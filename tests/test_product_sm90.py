@@ -1,0 +1,213 @@
+"""The product for sm_90a in the emulator: every layout with every option that it takes."""
+
+from dataclasses import replace
+
+import emulator
+import pytest
+import torch
+from emulator import fenced
+from hopper_bugs import PRODUCT
+from products import Case, case, check_exact, moved, strided, with_option
+from samples import SHIFTS
+
+from shiftmlp.testing import assert_as_good_as_torch, assert_same_bits
+
+pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
+DTYPES = (torch.bfloat16, torch.float16)
+SEEDS = range(10)
+LAYOUTS = ("channel", "channel dx", "channel dw")
+PIXELS = 70  # two maps
+
+
+@pytest.fixture(scope="module")
+def library():
+    return emulator.build()
+
+
+def splits_of(layout: str, some: int = 1) -> int:
+    return some if layout == "channel dw" else 0
+
+
+def sm90_case(layout, M, N, K, dtype=torch.bfloat16, splits=1, **options) -> Case:
+    c = case(layout, M, N, K, dtype=dtype, **options)
+    return replace(c, splits=splits_of(layout, splits))
+
+
+# M, N, K: no multiple of a tile or a chunk; parts of 128, of 192 and of 256 columns; and more
+# chunks than there are places for, with several parts for each block.
+SIZES = [
+    (8, 8, 8),
+    (24, 16, 72),
+    (136, 136, 40),
+    (192, 200, 56),
+    (256, 136, 56),
+    (512, 264, 72),
+    (72, 392, 456),
+    (376, 136, 328),
+]
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sizes(layout, sizes, library):
+    for seed in SEEDS if max(sizes) < 100 else SEEDS[max(sizes) % 3 :: 4]:
+        c = sm90_case(layout, *sizes, DTYPES[seed % 2])
+        check_exact(library, seed, c, str(sizes), sm90=True)
+
+
+def test_rows_that_are_no_multiple_of_anything(library):
+    for seed in SEEDS:
+        c = sm90_case(("channel", "channel dx")[seed % 2], 72, (1, 63, 129)[seed % 3], 40)
+        check_exact(library, seed, c, "odd", sm90=True)
+
+
+OPTIONS = {
+    "channel": [
+        "column bias", "result's relu", "result's scale", "residual", "float32",
+        "rows strided", "columns strided",
+    ],
+    "channel dx": ["slope of relu", "result's scale", "float32", "columns strided"],
+    "channel dw": ["rows strided", "columns strided"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout, option", [(x, option) for x in LAYOUTS for option in OPTIONS[x]])
+def test_options_are_exact_on_integers(layout, option, library):
+    for seed in SEEDS:
+        sizes = [(24, 16, 40), (136, 72, 72)][seed % 2]
+        c = with_option(sm90_case(layout, *sizes, DTYPES[seed % 2]), option)
+        check_exact(library, seed, c, option, sm90=True)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_all_options_at_once(activation, library):
+    for seed in SEEDS:
+        layout = ("channel", "channel dx")[seed % 2]
+        c = with_option(sm90_case(layout, 200, 72, 136), "column bias")
+        c = with_option(c, "result's scale")
+        c = with_option(c, "residual" if layout == "channel" else "slope of relu")
+        others = {
+            name: strided(t)
+            for name in ("residual", "slope_of")
+            if (t := getattr(c, name)) is not None
+        }
+        c = replace(c, activation=activation, **others)
+        check_exact(library, seed, c, layout, sm90=True)
+
+
+def test_splits(library):
+    for seed in SEEDS:
+        for sizes, splits in [((24, 16, 328), 2), ((136, 136, 456), 8)]:
+            c = sm90_case("channel dw", *sizes, DTYPES[seed % 2], splits)
+            check_exact(library, seed, c, f"{splits} splits", sm90=True)
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_shifted_rows(name, library):
+    """Gathered by pieces of 2 to 16 bytes."""
+    for seed in SEEDS:
+        K = (24, 8 * len(SHIFTS[name].steps), 72)[seed % 3]
+        c = sm90_case("channel", 72, PIXELS, K, DTYPES[seed % 2])
+        c = replace(c, rows=moved(c.rows, SHIFTS[name]))
+        if seed % 4 == 3:
+            c = replace(c, rows=replace(c.rows, x=fenced(c.rows.x, shift=seed % 3)))
+        check_exact(library, seed, c, f"{K} channels", sm90=True)
+
+
+def test_a_gather_goes_around_the_ring(library):
+    for seed in SEEDS:
+        c = sm90_case("channel", 136, 5 * PIXELS, 456)
+        c = replace(c, rows=moved(c.rows, SHIFTS["s2"]))
+        check_exact(library, seed, c, "s2", sm90=True)
+
+
+MOVES = [name for name, shift in SHIFTS.items() if "cycle" not in shift.spec]
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moved_result(name, library):
+    for seed in SEEDS:
+        M = 8 * len(SHIFTS[name].steps) * (1 + seed % 3)
+        c = sm90_case("channel", M, 2 * PIXELS, 40, DTYPES[seed % 2])
+        c = with_option(with_option(c, "column bias"), "result's relu")
+        check_exact(library, seed, replace(c, moves=SHIFTS[name]), f"{M} channels", sm90=True)
+
+
+def unfit_cases():
+    forward, dx = sm90_case("channel", 24, 35, 40), sm90_case("channel dx", 24, 35, 40)
+    yield "channels", sm90_case("channel", 20, 35, 40)
+    yield "terms", sm90_case("channel", 24, 35, 36)
+    yield "images", case("channel", 24, 35, 40, images=2)
+    yield "address", with_option(forward, "rows misaligned")
+    yield "strides", with_option(forward, "columns strided by 8 bytes")
+    for option in ("rows norm", "columns scale", "rows relu", "row bias", "result's factor"):
+        yield option, with_option(forward, option)
+    yield "result", with_option(forward, "result misaligned")
+    yield "residual", replace(forward, residual=fenced(torch.zeros(1, 35, 24).bfloat16(), shift=1))
+    yield "slope", with_option(forward, "slope of relu")
+    yield "activation", replace(dx, activation="relu")
+    yield "residual of a gradient", with_option(dx, "residual")
+    yield "shifted rows of a gradient", replace(dx, rows=moved(dx.rows, SHIFTS["s2"]))
+    yield "groups", replace(forward, moves=SHIFTS["s2"])
+    yield "groups apart", replace(forward, moves=SHIFTS["cycle-h"])
+    yield (
+        "moved float32",
+        replace(sm90_case("channel", 32, 35, 40), moves=SHIFTS["s2"], dtype=torch.float32),
+    )
+    yield "splits", sm90_case("channel dw", 24, 16, 72, splits=3)
+
+
+@pytest.mark.parametrize("what", [what for what, _ in unfit_cases()])
+def test_what_does_not_fit_is_left_to_the_portable_path(what, library):
+    with pytest.raises(RuntimeError, match="left to the portable path"):
+        dict(unfit_cases())[what].run(library, 0, sm90=True)
+
+
+INEXACT = {
+    "channel": ["value of gelu", "value of gelu_tanh"],
+    "channel dx": ["slope of gelu", "slope of gelu_tanh"],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout, option", [(x, option) for x in INEXACT for option in INEXACT[x]])
+def test_as_good_as_torch(layout, option, dtype, library):
+    c = case(layout, 40, 49, 56, 1, dtype, torch.randn)
+    c = with_option(c, option, torch.randn)
+    ours = [c.run(library, seed, sm90=True) for seed in SEEDS]
+    for other in ours[1:]:
+        assert_same_bits(other, ours[0])
+    torchs = c.wanted(lambda v: v.to(dtype).double())
+    assert_as_good_as_torch(ours[0], torchs, c.reference())
+
+
+def check_product(library, seed: int) -> None:
+    """Few cases that go through every line of the kernel."""
+    forward, dx = sm90_case("channel", 200, 136, 456), sm90_case("channel dx", 72, 136, 456)
+    everything = with_option(with_option(forward, "column bias"), "result's scale")
+    everything = with_option(with_option(everything, "residual"), "result's relu")
+    gathered = sm90_case("channel", 136, 4 * PIXELS, 456)
+    cases = {
+        "forward": replace(everything, residual=strided(everything.residual)),
+        "several parts": sm90_case("channel", 72, 520, 72),
+        "256 columns": sm90_case("channel", 504, 264, 72, torch.float16),
+        "192 columns": sm90_case("channel", 192, 200, 56),
+        "gradient": with_option(with_option(dx, "slope of relu"), "result's scale"),
+        "float32": with_option(with_option(forward, "float32"), "column bias"),
+        "weight": sm90_case("channel dw", 136, 136, 456, splits=3),
+        "gathered": replace(gathered, rows=moved(gathered.rows, SHIFTS["s2"])),
+    }
+    pixels = sm90_case("channel", 96, 4 * PIXELS, 24)
+    for name in ("s2", "wrap", "keep-by-two", "partial"):
+        cases[f"{name} on write"] = replace(pixels, moves=SHIFTS[name])
+    for told, c in cases.items():
+        check_exact(library, seed, c, told, sm90=True)
+
+
+@pytest.mark.parametrize("bug", PRODUCT)
+def test_planted_bug_is_caught(bug):
+    right, wrong = PRODUCT[bug]
+    library = emulator.build(emulator.holder("product_sm90.cu", right), right, wrong)
+    with pytest.raises((RuntimeError, AssertionError)):
+        for seed in SEEDS:
+            check_product(library, seed)
