@@ -62,5 +62,5 @@ def attach(op: Op, backend: str) -> None:
 for _op in OPS.values():
     for _backend in BACKENDS:
         # That of spatial_shift is the same everywhere.
-        if "cuda" in _op.kernels and (_backend == "emulated" or _op.name != "spatial_shift"):
+        if "cuda" in _op.kernels and (_backend == "emulated" or "spatial" not in _op.name):
             attach(_op, _backend)
