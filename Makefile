@@ -67,7 +67,7 @@ sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under Ad
 	@$(SANITIZED) SHIFTMLP_BACKEND=cpu $(PY) -m pytest tests/test_gradients.py $(ARGS)
 	@# Python's own pools would land on marked stacks of fibers that have ended.
 	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_emulator.py tests/test_primitives.py \
-	  tests/test_product.py tests/test_passes.py tests/test_hopper.py \
+	  tests/test_product.py tests/test_passes.py tests/test_hopper.py tests/test_product_sm90.py \
 	  -k "not planted and not compiles and not machine" \
 	  $(ARGS)
 	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_kernels.py tests/test_wrong_tensors.py \

@@ -161,7 +161,6 @@ PRODUCT = {
         "wgmma_wait<0>(sums);",
     ),
     "no start for the second warpgroup": ("named_barrier_arrive(1, kConsumers);", ""),
-    "a start for every part": ("i == first && group == 0", "group == 0"),
     "a start that few chunks never reach": (
         "(first_chunks < announced ? first_chunks : announced) - 1",
         "announced - 1",
@@ -194,7 +193,10 @@ PRODUCT = {
         "cp_async_wait<kGathersAhead + 1>();",
     ),
     "the end of a gather not waited for": ("cp_async_wait<0>();", ""),
-    "no fence after a gather": ("async_proxy_fence();\n    mbarrier_arrive", "mbarrier_arrive"),
+    "no fence after a gather": (
+        "async_proxy_fence();\n    mbarrier_arrive(shared",
+        "mbarrier_arrive(shared",
+    ),
     "copies of a gather never closed": ("cp_async_commit();", ""),
     "the end of a gather never announced": (
         "for (; under_way > 0; --under_way) announce();",
@@ -205,8 +207,6 @@ PRODUCT = {
         "return {&rows[line][column], row",
     ),
     "the first chunk gathered again": ("k + column, kRows", "column, kRows"),
-    "residual beyond the rows": ("r < p.N && c < p.M;\n      to", "c < p.M;\n      to"),
-    "residual beyond the columns": ("r < p.N && c < p.M;\n      to", "r < p.N;\n      to"),
     "residual's rows taken as dense": ("r * from.stride", "r * p.M"),
     "bias of other columns": ("columns[c + 8 * n + q + j]", "columns[8 * n + q + j]"),
     "sums of other rows": ("* 4 + 2 * half + j]", "* 4 + 2 * (half ^ 1) + j]"),
@@ -235,7 +235,7 @@ PRODUCT = {
         "named_barrier(barrier, kWarpgroup);",
     ),
     "lines of the other rows": ("lane / 8 % 2 * 8 + lane % 8;", "lane % 8;"),
-    "stores never closed": ("tma_store_commit();", ""),
+    "stores never closed": ("lines);\n      tma_store_commit();", "lines);"),
     "pixels that come from nowhere": (
         "if (wrap || at(h - step.dy, w - step.dx)) return;",
         "if (true) return;",
