@@ -51,9 +51,10 @@ def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
 
 
 def holder(source: str, text: str) -> str:
-    """The kernel for sm_90a, or the header of such kernels, in which the text stands."""
-    headers = [path.name for path in CSRC.glob("cuda/*_sm90.h")]
-    found = [s for s in (source, *headers) if text in (CSRC / "cuda" / s).read_text()]
+    """The kernel for sm_90a, or that of its own headers, in which the text stands."""
+    files = [CSRC / "cuda" / source]
+    _with_headers(files[0], Path.read_text, files)
+    found = [f.name for f in files if f.stem.endswith("_sm90") and text in f.read_text()]
     assert len(found) == 1, f"{text!r} stands in {found}"
     return found[0]
 

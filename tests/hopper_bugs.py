@@ -126,9 +126,9 @@ TOKEN_MLP = {
         "channels[n % 2](sums[8 * k + 2 * n], row[0])",
         "channels[n / 2](sums[8 * k + 2 * n], row[0])",
     ),
-    "relu left out": (
-        "return activate_chunk<T, Activation::kRelu>",
-        "return activate_chunk<T, Activation::kNone>",
+    "activation left out": (
+        "activate_chunk<T, decltype(constant)::value>",
+        "activate_chunk<T, Activation::kNone>",
     ),
     "w1 packed beyond its rows": ("if (j >= p.D) continue;", ""),
     "w1 packed beyond its columns": ("if (first + lane >= p.D) return;", ""),

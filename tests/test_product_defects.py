@@ -123,13 +123,6 @@ PRODUCT = {
     "splits that all begin at the first chunk": ("begin = image * all / p.splits", "begin = 0"),
     "splits of images, not of chunks": ("begin % of_image", "0 * of_image"),
     "the first image alone": ("image = p.first + blockIdx.x / (across * down)", "image = p.first"),
-    "alignment of the data not asked for": ("reinterpret_cast<uintptr_t>(rows.data)", "0"),
-    "alignment of rows not asked for": ("rows.stride, int64_t{", "int64_t{"),
-    "a copy over the end of a row": (", int64_t{side.columns}", ""),
-    "a copy over the edge of a group": ("if (side.operand.shift) all", "if (false) all"),
-    "a scale that is not asked for": ("o.scale.data || ", ""),
-    "a factor that is not asked for": (" || o.factor.data", ""),
-    "an activation that is not asked for": ("o.activation != Activation::kNone", "false"),
 }  # fmt: skip
 
 
@@ -154,6 +147,13 @@ RESULT = {
 
 
 TILE = {
+    "alignment of the data not asked for": ("reinterpret_cast<uintptr_t>(rows.data)", "0"),
+    "alignment of rows not asked for": ("rows.stride, int64_t{", "int64_t{"),
+    "a copy over the end of a row": (", int64_t{side.columns}", ""),
+    "a copy over the edge of a group": ("if (side.operand.shift) all", "if (false) all"),
+    "a scale that is not asked for": ("o.scale.data || ", ""),
+    "a factor that is not asked for": (" || o.factor.data", ""),
+    "an activation that is not asked for": ("o.activation != Activation::kNone", "false"),
     "rows beyond the end copied": (
         "inside = pieces.r + i * kDown < side.rows && pieces.c + j", "inside = pieces.c + j",
     ),
@@ -203,14 +203,18 @@ PLANTED = {
 
 
 REPORTS = [
-    ("a barrier for one warp alone", r"product.cu:\d+: .* divergent barrier: others are at"),
-    ("alignment of the data not asked for", "the address is no multiple of"),
+    (
+        "product.cu",
+        "a barrier for one warp alone",
+        r"product.cu:\d+: .* divergent barrier: others are at",
+    ),
+    ("cuda/tile.h", "alignment of the data not asked for", "the address is no multiple of"),
 ]
 
 
-@pytest.mark.parametrize("bug, report", REPORTS, ids=lambda value: value)
-def test_report_names_the_line_and_the_cause(bug, report):
-    library = emulator.build("product.cu", *PRODUCT[bug])
+@pytest.mark.parametrize("source, bug, report", REPORTS, ids=lambda value: value)
+def test_report_names_the_line_and_the_cause(source, bug, report):
+    library = emulator.build(source, *PLANTED[source][0][bug])
     with pytest.raises(RuntimeError, match=report):
         check_product(library, seed=0)
 
