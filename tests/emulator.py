@@ -108,19 +108,10 @@ def build_for_hopper() -> ctypes.CDLL:
     No word from the compiler passes: not of spills, not of products that it had to serialize.
     """
     sources = [CSRC / "emulator/library.cpp", *CSRC.glob("emulator/*.cu"), *CSRC.glob("cuda/*.cu")]
-    return ctypes.CDLL(str(_make_for_hopper(".so", ["-shared", "-x", "cu"], sources)))
-
-
-def cubin_for_hopper(source: str) -> Path:
-    """The machine code of one file of csrc/cuda, again without a word from the compiler."""
-    return _make_for_hopper(".cubin", ["-cubin"], [CSRC / "cuda" / source])
-
-
-def _make_for_hopper(suffix: str, options: list[str], sources: list[Path]) -> Path:
-    command = [str(NVCC), "-O3", "-gencode=arch=compute_90a,code=sm_90a"]
-    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-Wall,-Wextra", *options]
+    command = [str(NVCC), "-O3", "--threads=2", "-gencode=arch=compute_90a,code=sm_90a", "-shared"]
+    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-Wall,-Wextra", "-x", "cu"]
     text = "".join(path.read_text() for path in sources) + _headers()
-    return _make(suffix, [*command, *map(str, sources)], text)
+    return ctypes.CDLL(str(_make(".so", [*command, *map(str, sources)], text)))
 
 
 @functools.cache

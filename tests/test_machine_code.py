@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import emulator
 import pytest
 
 pytest.importorskip("triton")
@@ -15,7 +14,6 @@ pytest.importorskip("triton")
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from kernels import SOURCES, compile_cuda  # noqa: E402
 from machine_code import SHARED_LIMIT  # noqa: E402
 
 ARCH = "sm_90"
@@ -80,15 +78,3 @@ def test_products_load_no_matrix_two_bytes_at_a_time(rows):
     for row in halves(rows):
         if not any(word in row["case"] for word in ("cycle", "S/32", "autocast")):
             assert row["memory"].get("LDG.E.U16", 0) <= VECTOR_LOADS, row
-
-
-@pytest.mark.skipif(not emulator.NVCC.exists(), reason="nvcc is not installed")
-def test_cuda_product(monkeypatch):
-    monkeypatch.setenv("CUDA_HOME", str(emulator.NVCC.parents[1]))
-    rows = compile_cuda(str(SOURCES / "product.cu"), "sm_80")
-    assert len(rows) == 2 * 3 * 2  # types, layouts, shapes
-    for row in rows:
-        assert row["stack"] == 0 and row["spills"] == 0, row
-        assert row["resident"] >= 2, row
-        assert row["matrix"] and all(name.startswith("HMMA.16816.F32") for name in row["matrix"])
-        assert row["memory"]["LDGSTS.E.BYPASS.128"] and row["memory"]["STG.E.128"], row

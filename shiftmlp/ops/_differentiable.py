@@ -9,7 +9,7 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from ._op import Op
+from ._op import ELSEWHERE, ON_A_GPU, Op
 
 
 class DifferentiableOp(Op):
@@ -33,6 +33,7 @@ class DifferentiableOp(Op):
         super().__init__(schema, fake, _forward_flops(gemms), batched, autocast)
         self.tensors = [name for kind, name in self.arguments if kind.startswith("Tensor")]
         self.saved = [name for name in self.names[:-1] if name not in forgets]
+        self._saved_at = [self.names.index(name) for name in self.saved]
         self.asked = [name for name in self.tensors if name != "residual"]
         kinds = {name: kind for kind, name in self.arguments}
         kept = "".join(f"{kinds[name]} {name}, " for name in self.saved)
@@ -70,13 +71,22 @@ class DifferentiableOp(Op):
     def _is_left_to_pytorch(self, inputs, differentiated: bool) -> bool:
         """Whether the reference serves best as plain PyTorch code, which keeps what our backward
         would compute again, and which torch.compile fuses with its neighbours."""
-        backend = self.fastest(*inputs)
-        if backend == "reference" or not differentiated:
-            return backend == "reference"
-        given = dict(zip(self.names, inputs, strict=False))
+        for name in ON_A_GPU if inputs[0].is_cuda else ELSEWHERE:
+            if name == "reference":
+                return True
+            if name in self.kernels:
+                _, refuses, slower = self.kernels[name]
+                # What only compares a number is asked first.
+                if differentiated and self._backward_is_slower(name, inputs):
+                    continue
+                if slower(*inputs) is None and refuses(*inputs) is None:
+                    return False
+        return False
+
+    def _backward_is_slower(self, backend: str, inputs) -> bool:
         _, _, slower = self.backward.kernels[backend]
         # The result's gradient is not there yet; it will be of the dtype of what is mixed.
-        return slower(inputs[0], *(given[name] for name in self.saved), ()) is not None
+        return slower(inputs[0], *(inputs[i] for i in self._saved_at), ()) is not None
 
     def _fake_backward(self, dy, *args):
         *saved, needs = args

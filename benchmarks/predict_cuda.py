@@ -1,0 +1,187 @@
+"""Predicts how close the kernels for sm_90a come to their floor on an H200, from their tiles.
+
+    python benchmarks/predict_cuda.py [OP ...] [--batch N]
+
+No GPU is needed. Every launch has the clocks that its busiest block spends in each pipe: tensor
+cores (at a library's rate), GELU, shared memory and the L2. The prediction is optimistic: all pipes
+and the memory at the same time, so that the slowest decides. "apart" is one after another. Blocks
+are persistent, one on each multiprocessor.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from predict import CLOCK, GELU_CLOCKS, H200, LAUNCH_US, MULTIPROCESSORS, up  # noqa: E402
+
+from shiftmlp.bench.cases import Case, select  # noqa: E402
+from shiftmlp.bench.report import _aligned  # noqa: E402
+
+TENSOR = H200.rate / MULTIPROCESSORS / CLOCK  # operations of a multiprocessor in a clock
+SHARED = 128  # bytes in a clock (CUDA programming guide: 32 banks of 4)
+# Bytes in a clock. Assumed: what Chips and Cheese (2023) measured on an H100 PCIe, whose clock is
+# lower and which has fewer multiprocessors.
+L2 = 5.5e12 / MULTIPROCESSORS / CLOCK
+LINE = 128  # bytes of a row of shared memory: 64 values
+
+
+@dataclass(frozen=True)
+class Launch:
+    """``parts`` of the work, each of which takes a block so many clocks of every pipe."""
+
+    kernel: str
+    parts: int
+    clocks: dict[str, float]
+    nbytes: int
+
+    def times_us(self) -> dict[str, float]:
+        """Of every pipe and of the memory."""
+        busiest = math.ceil(self.parts / MULTIPROCESSORS)
+        pipes = {name: 1e6 * busiest * clocks / CLOCK for name, clocks in self.clocks.items()}
+        return pipes | {"memory": 1e6 * self.nbytes / H200.bandwidth}
+
+    def bound(self) -> str:
+        times = self.times_us()
+        return max(times, key=times.get)
+
+    def predicted_us(self) -> float:
+        return max(self.times_us().values()) + LAUNCH_US
+
+    def apart_us(self) -> float:
+        return sum(self.times_us().values()) + LAUNCH_US
+
+
+def wgmma(steps: int, n: int, a_in_registers: bool) -> tuple[float, float]:
+    """Clocks of the tensor cores and of shared memory for products of 64 x 16 by 16 x n."""
+    operands = 16 * n * 2 + (0 if a_in_registers else 64 * 16 * 2)
+    return steps * 2 * 64 * 16 * n / TENSOR, steps * operands / SHARED
+
+
+def a_pass(kernel: str, nbytes: int) -> Launch:
+    return Launch(kernel, MULTIPROCESSORS, {}, nbytes)
+
+
+def tokens_of_tiles(S: int, T: int, mlp: bool) -> tuple[int, int, int]:
+    """Of x, of y, and how many of y: as csrc/cuda/token_*_sm90.cu choose."""
+    if max(S, T) <= 64:
+        return 64, 64, 1
+    if max(S, T) <= (144 if mlp else 128):
+        return (144, 144, 1) if mlp else (128, 128, 1)
+    if S <= 208 and T <= (200 if mlp else 208):
+        return 208, 200 if mlp else 208, 1
+    return 256, 128, math.ceil(T / 128)
+
+
+def token_linear(B: int, S: int, C: int) -> list[Launch]:
+    depth, tokens, down = tokens_of_tiles(S, S, mlp=False)
+    pairs = math.ceil(B * math.ceil(C / 64) / 2) * down
+    tensor, shared = wgmma(depth // 16, tokens, a_in_registers=True)
+    moved = 2 * (depth + tokens) * LINE / SHARED  # by TMA, and to or from registers
+    clocks = {"tensor": 2 * tensor, "shared": 2 * (shared + moved)}
+    return [Launch("token_linear_sm90_kernel", pairs, clocks, 2 * (2 * B * S * C + S * S))]
+
+
+def token_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
+    depth, tokens, down = tokens_of_tiles(S, S, mlp=True)
+    pairs, chunks = math.ceil(B * math.ceil(C / 64) / 2) * down, math.ceil(D / 64)
+    products = wgmma(depth // 16, 64, True), wgmma(4, tokens, True)
+    tensor, shared = (2 * chunks * sum(clocks) for clocks in zip(*products, strict=True))
+    weights = chunks * (depth + tokens) * LINE  # once for both warpgroups
+    clocks = {
+        "tensor": tensor,
+        "gelu": 2 * 64 * chunks * 64 * GELU_CLOCKS,
+        "shared": shared + (weights + 4 * (depth + tokens) * LINE) / SHARED,
+        "L2": weights / L2,
+    }
+    return [
+        a_pass("moments_kernel", B * S * (2 * C + 8)),
+        Launch("token_mlp_sm90_kernel", pairs, clocks, 2 * (2 * B * S * C + 2 * S * D) + 8 * B * S),
+    ]
+
+
+def columns_of_part(M: int, N: int) -> int:
+    """As csrc/cuda/product_sm90.cu chooses."""
+
+    def cost(columns):
+        parts = math.ceil(M / columns) * math.ceil(N / 128)
+        return math.ceil(parts / MULTIPROCESSORS) * (columns + 32)
+
+    return min((256, 192, 128), key=cost)
+
+
+def product(M: int, N: int, K: int, gelu: bool = False, residual: bool = False) -> Launch:
+    columns = columns_of_part(M, N)
+    parts, steps = math.ceil(M / columns) * math.ceil(N / 128), up(K, 64) // 16
+    tensor, shared = (2 * clocks for clocks in wgmma(steps, columns, a_in_registers=False))
+    read = steps / 4 * (128 + columns) * LINE
+    written = 128 * columns * 2
+    clocks = {
+        "tensor": tensor,
+        "gelu": gelu * 128 * columns * GELU_CLOCKS,
+        "shared": shared + (read + 2 * written) / SHARED,
+        "L2": (read + written) / L2,
+    }
+    nbytes = 2 * (N * K + M * K + (2 if residual else 1) * N * M)
+    return Launch("product_sm90_kernel", parts, clocks, nbytes)
+
+
+def channel_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
+    rows = B * S
+    return [
+        a_pass("moments_kernel", rows * (2 * C + 8)),
+        a_pass("norm_kernel", rows * (4 * C + 8)),
+        product(D, rows, C, gelu=True),
+        product(C, rows, D, residual=True),
+    ]
+
+
+def shift_mlp(B: int, H: int, W: int, C: int, D: int) -> list[Launch]:
+    return channel_mlp(B, H * W, C, D)
+
+
+def shift_linear(B: int, H: int, W: int, C: int) -> list[Launch]:
+    return [product(C, B * H * W, C)]
+
+
+OPS = {f.__name__: f for f in (token_linear, token_mlp, channel_mlp, shift_mlp, shift_linear)}
+COLUMNS = ("op", "case", "launch", "parts", "waves", "bound by", "predicted us", "apart us")
+COLUMNS += ("floor us", "predicted", "apart")
+
+
+def table(case: Case, batch: int) -> list[tuple[str, ...]]:
+    """A line for every launch, then the op's."""
+    launches = OPS[case.op](batch, **dict(case.sizes))
+    floor = H200.floor(case.flops(batch, "fwd"), case.bytes(batch, "fwd", 2))
+    first = case.op, case.name
+    lines = [
+        (
+            *first, one.kernel, str(one.parts), f"{one.parts / MULTIPROCESSORS:.2f}", one.bound(),
+            f"{one.predicted_us():.1f}", f"{one.apart_us():.1f}", "", "", "",
+        )
+        for one in launches
+    ]  # fmt: skip
+    predicted = sum(one.predicted_us() for one in launches)
+    apart = sum(one.apart_us() for one in launches)
+    shares = (f"{floor / time:.0%}" for time in (predicted, apart))
+    whole = f"{predicted:.1f}", f"{apart:.1f}", f"{floor:.1f}"
+    return [*lines, (*first, "all", "", "", "", *whole, *shares)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("ops", nargs="*", metavar="OP", choices=[*OPS, []])
+    parser.add_argument("--batch", type=int, default=256)
+    options = parser.parse_args()
+    cases = [case for case in select(options.ops) if case.op in OPS]
+    print(f"PREDICTED for an H200, bfloat16, forward, batch {options.batch}")
+    lines = [line for case in cases for line in table(case, options.batch)]
+    print("\n".join(_aligned([COLUMNS, *lines])))
+
+
+if __name__ == "__main__":
+    main()
