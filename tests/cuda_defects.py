@@ -195,4 +195,20 @@ DEFECTS = {
         f"{OPS}/_native.py", "math.prod(tensor.shape[:-1])", "tensor.shape[-2]",
         "test_emulated_channels.py refused",
     ),
+    "CUDA channels, sm_90a: a hidden that was moved is moved again": (
+        FORWARD, "stream);\n    return hidden;", "stream);\n    return mlp.shifted(hidden);",
+        "test_emulated_channels.py shift_mlp-s2 and sm90",
+    ),
+    "CUDA channels, sm_90a: the norm of x twice": (
+        CHANNELS, '"the norm of x"), {}};', '"the norm of x"), params};',
+        "test_emulated_channels.py channel_mlp-affine and sm90",
+    ),
+    "CUDA channels, sm_90a: x in the place of its norm": (
+        CHANNELS, 'return {call.images(normed, "the norm of x"), {}};', "return {x, {}};",
+        "test_emulated_channels.py channel_mlp-affine and sm90",
+    ),
+    "CUDA channels, sm_90a: maps of the wrong sides": (
+        CHANNELS, "return {&shift_, H_, W_};", "return {&shift_, W_, H_};",
+        "test_emulated_channels.py shift_mlp-s2 and sm90",
+    ),
 }  # fmt: skip
