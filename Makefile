@@ -50,6 +50,7 @@ bench: setup  ## every op against eager and torch.compile, into benchmarks/resul
 kernels: setup  ## registers, spills, shared memory and matrix instructions of every kernel and GPU
 	@$(PY) benchmarks/kernels.py $(ARGS)
 	@$(PY) benchmarks/predict.py
+	@$(PY) benchmarks/predict_cuda.py
 
 SANITIZE := -fsanitize=address,undefined
 SANITIZED := PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \

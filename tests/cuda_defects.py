@@ -95,16 +95,12 @@ DEFECTS = {
     "CUDA: a residual of another dtype taken": (
         f"{OPS}/_native.py", '"dy", "residual", ', '"dy", ', "test_emulated.py told",
     ),
-    "CUDA channels: no bias before the norm": (
+    "CUDA channels: no bias": (
         CHANNELS, "to.column_bias = bias, to.activation", "to.activation",
         "test_emulated_channels.py exact and affine",
     ),
-    "CUDA channels: no bias": (
-        FORWARD, "to.column_bias = layer.bias, to.activation", "to.activation",
-        "test_emulated_channels.py exact and linear",
-    ),
     "CUDA channels: no activation of shift_linear": (
-        FORWARD, ", to.activation = layer.activation", "",
+        FORWARD, "result(call, y, layer.activation)", "result(call, y, Activation::kNone)",
         "test_emulated_channels.py exact and linear",
     ),
     "CUDA channels: no scale": (
@@ -114,11 +110,11 @@ DEFECTS = {
         FORWARD, ", to.residual = rest.rows", "", "test_emulated_channels.py exact and linear",
     ),
     "CUDA channels: no shift of the hidden": (
-        FORWARD, "mlp.shifted(operand_of(hidden, false))", "operand_of(hidden, false)",
+        FORWARD, "return mlp.shifted(hidden);", "return hidden;",
         "test_emulated_channels.py exact and mlp-s2",
     ),
     "CUDA channels: no norm of x": (
-        FORWARD, "operand_of(mlp.x, false, norm)", "operand_of(mlp.x, false)",
+        CHANNELS, "operand_of(rows, sums_rows, norm); }", "operand_of(rows, sums_rows); }",
         "test_emulated_channels.py exact and affine",
     ),
     "CUDA channels: H and W swapped": (
@@ -177,7 +173,7 @@ DEFECTS = {
         "test_emulated_channels.py exact and linear-s2",
     ),
     "CUDA channels: the first weight's gradient without the norm": (
-        BACKWARD, "in = operand_of(x, true, norm);", "in = operand_of(x, true);",
+        BACKWARD, "in.operand(true)", "operand_of(x, true)",
         "test_emulated_channels.py exact and mlp-affine",
     ),
     "CUDA channels: the norm's adjoint left out": (
