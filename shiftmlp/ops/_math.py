@@ -118,7 +118,7 @@ def result_dtype(x, weight, scale, residual, post_norm="none", post_norm_weight=
     if post_norm == "affine" or (post_norm == "layer_norm" and x.is_cuda):
         promoting.append(post_norm_weight)
     for tensor in promoting:
-        if tensor is not None:
+        if tensor is not None and tensor.dtype != dtype:
             dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
 

@@ -24,17 +24,20 @@ def attach(
 ) -> None:  # fmt: skip
     """Makes ``launch`` the kernel of ``op`` on "cpu" or "cuda", where its library can run."""
 
-    def refused(first: Tensor, *inputs) -> str | None:
-        device = first.device
+    tensors = [(i, name) for i, (kind, name) in enumerate(op.arguments) if "Tensor" in kind]
+
+    def refused(*inputs) -> str | None:
+        device = inputs[0].device
         if reason := not_there(backend, op.names[0], device):
             return reason
-        for name, tensor in zip(op.names, (first, *inputs), strict=False):
-            if isinstance(tensor, Tensor):
+        for i, name in tensors:
+            tensor = inputs[i]
+            if tensor is not None:
                 if tensor.device != device:
                     return f"{name} is on {tensor.device}, {op.names[0]} on {device}"
                 if tensor.layout != torch.strided or tensor.is_quantized:
                     return f"{name} must be dense, got {tensor.dtype} in {tensor.layout}"
-        return refuses(first, *inputs)
+        return refuses(*inputs)
 
     op.kernel(backend, refused, slower, dtypes)(launch)
 
@@ -51,7 +54,7 @@ def not_there(backend: str, name: str, device: torch.device) -> str | None:
 def refuses_mixture(*inputs) -> str | None:
     """float64 is summed by an engine of its own."""
     dtypes = {arg.dtype for arg in inputs if isinstance(arg, Tensor)}
-    if torch.float64 in dtypes and len(dtypes) > 1:
+    if len(dtypes) > 1 and torch.float64 in dtypes:
         return f"float64 must not mix with other dtypes, got {sorted(map(str, dtypes))}"
     return None
 
