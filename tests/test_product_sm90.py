@@ -7,7 +7,7 @@ import pytest
 import torch
 from emulator import fenced
 from hopper_bugs import PRODUCT
-from products import Case, case, check_exact, moved, strided, with_option
+from products import Case, Side, case, check_exact, moved, strided, with_option
 from samples import SHIFTS
 
 from shiftmlp.testing import assert_as_good_as_torch, assert_same_bits
@@ -155,6 +155,8 @@ def unfit_cases():
         replace(sm90_case("channel", 32, 35, 40), moves=SHIFTS["s2"], dtype=torch.float32),
     )
     yield "splits", sm90_case("channel dw", 24, 16, 72, splits=3)
+    terms = Side(torch.empty(2**31 - 8, 8, dtype=torch.bfloat16, device="meta"), True)
+    yield "terms beyond what is counted", Case(terms, terms, 1, splits=1)
 
 
 @pytest.mark.parametrize("what", [what for what, _ in unfit_cases()])

@@ -162,8 +162,9 @@ Params params_of(const Product& p, const MoveOnWrite& move) {
 
 bool fits_sm90(const Product& p, const MoveOnWrite& move) {
   if (!is_hopper() || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)) return false;
-  if (p.images != 1 || p.M < 1 || p.N < 1 || p.K < 1 || !is_plain(p.columns) || !is_plain(p.rows))
-    return false;
+  constexpr int kMost = 1 << 30;  // what is added to a size before it is divided must fit too
+  if (std::min({p.M, p.N, p.K}) < 1 || std::max({p.M, p.N, p.K}) > kMost) return false;
+  if (p.images != 1 || !is_plain(p.columns) || !is_plain(p.rows)) return false;
   if (p.columns.shift || !fits_tma_of(p.columns, p.M, p.K)) return false;
   if (p.rows.shift ? p.columns.sums_rows : !fits_tma_of(p.rows, p.N, p.K)) return false;
   if (p.rows.sums_rows && !p.columns.sums_rows) return false;
@@ -174,10 +175,8 @@ bool fits_sm90(const Product& p, const MoveOnWrite& move) {
   if (!takes_others) return false;
   const Params params = params_of(p, move);
   if (move.shift && (params.result.to.bytes < 16 || y.dtype != p.dtype)) return false;
-  constexpr int kMost = 1 << 30;
   const Parts parts(params, 128);
-  return parts.splits <= parts.chunks && parts.count() <= kMost && std::max(p.M, p.N) <= kMost &&
-         fits(y, p.dtype, p.M);
+  return parts.splits <= parts.chunks && parts.count() <= kMost && fits(y, p.dtype, p.M);
 }
 
 void launch_product_sm90(const Product& p, const MoveOnWrite& move, cudaStream_t stream) {
