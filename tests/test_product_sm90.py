@@ -204,7 +204,7 @@ def check_product(library, seed: int) -> None:
         "192 columns in clusters": sm90_case("channel dx", 136, 328, 456),
         "gathered": replace(gathered, rows=moved(gathered.rows, SHIFTS["s2"])),
     }
-    pixels = sm90_case("channel", 96, 4 * PIXELS, 24)
+    pixels = sm90_case("channel", 96, 7 * PIXELS, 24)  # of whole clusters, but for a few rows
     for name in ("s2", "wrap", "keep-by-two", "partial"):
         cases[f"{name} on write"] = replace(pixels, moves=SHIFTS[name])
     for told, c in cases.items():
