@@ -104,26 +104,32 @@ def token_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
     ]
 
 
-def columns_of_part(M: int, N: int) -> int:
-    """As csrc/cuda/product_sm90.cu chooses."""
+def tiles_of_product(M: int, N: int) -> tuple[int, int, int]:
+    """Columns of a part, blocks of a cluster and all their parts, as csrc/cuda/product_sm90.cu
+    chooses."""
 
-    def cost(columns):
-        parts = math.ceil(M / columns) * math.ceil(N / 128)
-        return math.ceil(parts / MULTIPROCESSORS) * (columns + 32)
+    def parts(columns, cluster):
+        return math.ceil(M / columns) * math.ceil(N / (128 * cluster)) * cluster
 
-    return min((256, 192, 128), key=cost)
+    def most(columns, cluster):
+        return math.ceil(parts(columns, cluster) / MULTIPROCESSORS)
+
+    columns = min((256, 192, 128), key=lambda columns: most(columns, 1) * (columns + 32))
+    cluster = 2 if N > 128 and most(columns, 2) <= most(columns, 1) else 1
+    return columns, cluster, parts(columns, cluster)
 
 
 def product(M: int, N: int, K: int, gelu: bool = False, residual: bool = False) -> Launch:
-    columns = columns_of_part(M, N)
-    parts, steps = math.ceil(M / columns) * math.ceil(N / 128), up(K, 64) // 16
+    columns, cluster, parts = tiles_of_product(M, N)
+    steps = up(K, 64) // 16
     tensor, shared = (2 * clocks for clocks in wgmma(steps, columns, a_in_registers=False))
-    read = steps / 4 * (128 + columns) * LINE
+    landed = steps / 4 * (128 + columns) * LINE
+    read = steps / 4 * (128 + columns / cluster) * LINE  # the other block has the rest sent
     written = 128 * columns * 2
     clocks = {
         "tensor": tensor,
         "gelu": gelu * 128 * columns * GELU_CLOCKS,
-        "shared": shared + (read + 2 * written) / SHARED,
+        "shared": shared + (landed + 2 * written) / SHARED,
         "L2": (read + written) / L2,
     }
     nbytes = 2 * (N * K + M * K + (2 if residual else 1) * N * M)

@@ -124,6 +124,62 @@ def test_warpgroups_take_turns_at_named_barriers(seed, conform):
     assert out.tolist() == [0, 1] * 4
 
 
+def check_cluster(conform, seed, clusters=2):
+    a, lanes = torch.randn(clusters, 4, 3, 32), torch.arange(32)
+    rows = torch.stack([a, a.roll(1, 1)], 3).flatten(2, 3)
+    told = a[:, lanes % 4, 0, lanes][:, None, None].expand(clusters, 4, 1, 32)
+    out = torch.full((clusters, 4, 7, 32), torch.nan)
+    conform("cluster", out, a, None, clusters, seed=seed)
+    assert torch.equal(out, torch.cat([rows, told], 2)), "wrong"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_blocks_of_a_cluster_load_for_one_another_and_wait_for_each_other(seed, conform):
+    check_cluster(conform, seed)
+
+
+CLUSTER_BUGS = {
+    "no barrier after the mbarriers' start": (
+        "}\n  cluster_barrier();\n  for", "}\n  for", "this mbarrier was never initialised",
+    ),
+    "no barrier before the exit": (
+        "}\n  cluster_barrier();\n  at", "}\n  at",
+        r"block \(\d, 0, 0\) of this cluster has exited",
+    ),
+    "exit with copies under way": (
+        "mbarrier_wait(shared.full, round % 2);", "return;",
+        "has exited|exits with TMA copies under way",
+    ),
+    "no wait for a multicast": (
+        "mbarrier_wait(shared.full, round % 2);", "", "wrong|no more arrivals",
+    ),
+    "no wait for the block that reads": (
+        "mbarrier_wait(shared.empty, round % 2 ^ 1);", "", "wrong|no more arrivals",
+    ),
+    "a multicast into the block alone": (
+        "1 << rank | 1 << next", "1 << rank",
+        r"deadlock: block \(\d, 0, 0\): threads .*; block \(\d, 0, 0\): threads",
+    ),
+    "a multicast out of the cluster": ("1 << next", "1 << 4", "the cluster has no such block"),
+    "arrivals at this block only": (
+        "(rank + lane * (kCluster - 1))", "rank", "wrong|no more arrivals",
+    ),
+    "an arrival too few": ("lane < 2", "lane < 1", "deadlock: block"),
+    "the rank of a block in the grid": (
+        "rank = cluster_rank()", "rank = blockIdx.x", "no such block",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", CLUSTER_BUGS)
+def test_planted_bug_of_a_cluster_is_caught(bug):
+    right, wrong, report = CLUSTER_BUGS[bug]
+    library = emulator.build("conformance.cu", right, wrong)
+    with pytest.raises((RuntimeError, AssertionError), match=report):
+        for seed in range(10):
+            check_cluster(functools.partial(emulator.conform, library), seed)
+
+
 @pytest.mark.skipif(not emulator.NVCC.exists(), reason="nvcc is not installed")
 def test_compiles_for_a_gpu_loads_and_says_why_it_cannot_run():
     library = emulator.build_for_hopper()

@@ -33,8 +33,9 @@ def sm90_case(layout, M, N, K, dtype=torch.bfloat16, splits=1, **options) -> Cas
     return replace(c, splits=splits_of(layout, splits))
 
 
-# M, N, K: no multiple of a tile or a chunk; parts of 128, of 192 and of 256 columns; and more
-# chunks than there are places for, with several parts for each block.
+# M, N, K: no multiple of a tile or a chunk; parts of 128, of 192 and of 256 columns; more chunks
+# than there are places for, with several parts for each block; blocks alone, and clusters of two
+# with even and odd numbers of rows of parts.
 SIZES = [
     (8, 8, 8),
     (24, 16, 72),
@@ -42,6 +43,8 @@ SIZES = [
     (192, 200, 56),
     (256, 136, 56),
     (512, 264, 72),
+    (504, 248, 328),
+    (136, 328, 456),
     (72, 392, 456),
     (376, 136, 328),
 ]
@@ -199,9 +202,11 @@ def check_product(library, seed: int) -> None:
             with_option(sm90_case("channel", 520, 250, 40), "float32"), "column bias"
         ),
         "weight": sm90_case("channel dw", 136, 136, 456, splits=3),
+        "256 columns in clusters": sm90_case("channel", 504, 250, 328),
+        "192 columns in clusters": sm90_case("channel dx", 136, 328, 456),
         "gathered": replace(gathered, rows=moved(gathered.rows, SHIFTS["s2"])),
     }
-    pixels = sm90_case("channel", 96, 4 * PIXELS, 24)
+    pixels = sm90_case("channel", 96, 7 * PIXELS, 24)  # of whole clusters, but for a few rows
     for name in ("s2", "wrap", "keep-by-two", "partial"):
         cases[f"{name} on write"] = replace(pixels, moves=SHIFTS[name])
     for told, c in cases.items():

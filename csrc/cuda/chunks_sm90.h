@@ -1,6 +1,7 @@
 // Chunks of both operands of a product on sm_90a, on their way into shared memory.
 #pragma once
 
+#include "cluster.h"
 #include "result_sm90.h"
 
 namespace shiftmlp {
@@ -27,10 +28,10 @@ struct Shared {
   OfColumn columns[2][kColumns];
   Mbarrier full[kPlaces], empty[kPlaces];
 
-  __device__ void init(bool gathers) {
+  __device__ void init(bool gathers, int cluster) {
     for (int i = 0; i < kPlaces; ++i) {
       mbarrier_init(full[i], gathers ? 1 + kWarpgroup : 1);
-      mbarrier_init(empty[i], kConsumers / 32);
+      mbarrier_init(empty[i], cluster * kConsumers / 32);
     }
   }
 };
@@ -49,35 +50,43 @@ struct Params {
   Side rows;
   ResultSm90 result;
   int32_t K, splits;
+  int32_t cluster;  // blocks, 1 or 2, whose parts are one below another
 };
 
 struct Maps {
   TensorMap rows, columns, y;
 };
 
-// The parts of the result that a block computes. Neighbours in a row of parts come one after
-// another: they are computed at the same time, from the same rows.
+// The parts of the result that a cluster computes, each block kRows of its rows; those of the last
+// one may lie beyond the end. Neighbours in a row of parts come one after another: they are
+// computed at the same time, from the same rows.
 struct Parts {
   struct Part : Place {
     int32_t first, chunks;  // of the sum
   };
 
-  int32_t across, down, chunks, splits, columns;
+  int32_t across, down, chunks, splits, columns, cluster;
 
   __host__ __device__ Parts(const Params& p, int columns)
       : across((p.result.M + columns - 1) / columns),
-        down((p.result.N + kRows - 1) / kRows),
+        down((p.result.N + p.cluster * kRows - 1) / (p.cluster * kRows)),
         chunks((p.K + kTerms - 1) / kTerms),
         splits(p.splits > 0 ? p.splits : 1),
-        columns(columns) {}
+        columns(columns),
+        cluster(p.cluster) {}
 
   __host__ __device__ int64_t count() const { return int64_t{across} * down * splits; }
+
+  // This block's are first(), and every step()th one from there on.
+  __device__ int32_t first() const { return blockIdx.x / cluster; }
+  __device__ int32_t step() const { return gridDim.x / cluster; }
 
   __device__ Part operator[](int32_t i) const {
     const int32_t part = i / (across * down), place = i % (across * down);
     const int32_t first = int64_t{part} * chunks / splits;
     const int32_t end = int64_t{part + 1} * chunks / splits;
-    return {{part, place / across * kRows, place % across * columns}, first, end - first};
+    const int32_t row = (place / across * cluster + cluster_rank()) * kRows;
+    return {{part, row, place % across * columns}, first, end - first};
   }
 };
 
@@ -88,11 +97,14 @@ __device__ Pieces<T> pieces_of(Line<T>* rows, int32_t row, int32_t k) {
   return {swizzled(rows, line, column), row + line, k + column, kRows / kDown, kDown * 64, kDown};
 }
 
-// By a warpgroup if it gathers, else by its first thread.
+// By a warpgroup if it gathers, else by its first thread. Each block of a cluster loads its share
+// of the columns' chunk for all of them.
 template <class T, class Layout, int kColumns>
 __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params& p,
                      const Parts& parts, bool gathers) {
   constexpr int kPlaces = Shared<T, kColumns>::kPlaces;
+  constexpr int kLines = Layout::kColumnsSumRows ? kTerms : kColumns;
+  const int share = kLines / p.cluster * cluster_rank();
   Turn<kPlaces> turn, landed;
   int under_way = 0;
   const auto announce = [&] {
@@ -100,7 +112,7 @@ __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params
     mbarrier_arrive(shared.full[landed.place]);
     landed.next();
   };
-  for (int32_t i = blockIdx.x; i < parts.count(); i += gridDim.x) {
+  for (int32_t i = parts.first(); i < parts.count(); i += parts.step()) {
     const Parts::Part part = parts[i];
     for (int32_t k = part.first * kTerms; k < (part.first + part.chunks) * kTerms; k += kTerms) {
       Mbarrier& full = shared.full[turn.place];
@@ -108,12 +120,16 @@ __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params
       mbarrier_wait(shared.empty[turn.place], turn.phase ^ 1);
       if (threadIdx.x == kConsumers) {
         mbarrier_arrive_expect(full, sizeof columns + (gathers ? 0 : sizeof rows));
+        const auto load_share = [&](Line<T>* lines, const int (&at)[2]) {
+          if (p.cluster == 1) return tma_load(lines, maps.columns, full, at);
+          tma_multicast(lines, maps.columns, full, at, 3);
+        };
         if constexpr (Layout::kColumnsSumRows) {
           for (int c = 0; c < kColumns; c += 64) {
-            tma_load(columns + c, maps.columns, full, {part.column + c, k});
+            load_share(columns + c + share, {part.column + c, k + share});
           }
         } else {
-          tma_load(columns, maps.columns, full, {k, part.column});
+          load_share(columns + share, {k, part.column + share});
         }
         if constexpr (Layout::kRowsSumRows) {
           for (int r = 0; r < kRows; r += 64) {

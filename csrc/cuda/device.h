@@ -25,21 +25,34 @@ using emulator::Here;
 
 constexpr size_t kSharedByDefault = 48 << 10;  // more must be asked for
 
-// Starts kernel(args...) with so many bytes of dynamic shared memory for a block.
+// Starts kernel(args...) with so many bytes of dynamic shared memory for a block; so many
+// neighbouring blocks of a row of the grid, which is made of whole ones, are a cluster.
 template <class... Params, class... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-            [[maybe_unused]] cudaStream_t stream, const Args&... args) {
+void launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid, dim3 block,
+                     size_t shared_bytes, [[maybe_unused]] cudaStream_t stream,
+                     const Args&... args) {
 #ifdef __CUDACC__
   if (shared_bytes > kSharedByDefault) {
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
   }
-  kernel<<<grid, block, shared_bytes, stream>>>(args...);
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream, config.attrs = &size, config.numAttrs = cluster > 1;
+  cudaLaunchKernelEx(&config, kernel, args...);
 #else
   const auto call = [&] { kernel(args...); };
   emulator::run(
-      grid, block, shared_bytes,
+      cluster, grid, block, shared_bytes,
       [](const void* call_it) { (*static_cast<decltype(&call)>(call_it))(); }, &call);
 #endif
+}
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, const Args&... args) {
+  launch_clusters(kernel, 1, grid, block, shared_bytes, stream, args...);
 }
 
 // The block's dynamic shared memory.

@@ -6,7 +6,8 @@
 // from L2 for every 85 operations. A warp loads chunks of both operands by TMA; of rows that a
 // shift moves, four warps gather them. Each of two warpgroups multiplies 64 rows. The second starts
 // late, and stays as many chunks behind as there are places for, so that one multiplies while the
-// other one activates.
+// other one activates. Two blocks whose parts are one below another load half of the columns each
+// for both: a byte from L2 for every 128 operations.
 #include "chunks_sm90.h"
 #include "product_sm90.h"
 
@@ -26,14 +27,15 @@ __device__ void multiply(Shared<T, kColumns>& shared, const TensorMap& y, const 
   const int group = threadIdx.x / kWarpgroup, thread = threadIdx.x % kWarpgroup;
   Turn<kPlaces> turn;
   const auto hand_back = [&](int place) {
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(shared.empty[place]);
+    const int lane = threadIdx.x % 32;
+    if (lane < p.cluster) mbarrier_arrive_in(lane, shared.empty[place]);
   };
-  const int32_t first = blockIdx.x, first_chunks = parts[first].chunks;
+  const int32_t first = parts.first(), first_chunks = parts[first].chunks;
   // All that is announced while the second warpgroup hands nothing back.
   const int32_t announced = kPlaces - (gathers ? kGathersAhead : 0);
   const int32_t head_start = (first_chunks < announced ? first_chunks : announced) - 1;
   if (group == 1) named_barrier(1, kConsumers);
-  for (int32_t i = first; i < parts.count(); i += gridDim.x) {
+  for (int32_t i = first; i < parts.count(); i += parts.step()) {
     Parts::Part part = parts[i];
     part.row += 64 * group;
     OfColumn* const columns = shared.columns[group];
@@ -78,10 +80,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr bool kMayGather = !Layout::kColumnsSumRows;
   const bool gathers = kMayGather && p.rows.operand.shift != nullptr;
   if (threadIdx.x == 0) {
-    shared.init(gathers);
+    shared.init(gathers, p.cluster);
     mbarrier_init_fence();
   }
-  block_barrier();
+  cluster_barrier();
   const Parts parts(p, kColumns);
   if (threadIdx.x < kConsumers) {
     take_registers<kMayGather ? 216 : 232>();
@@ -92,38 +94,51 @@ __global__ void __launch_bounds__(kThreads, 1)
       load<T, Layout, kColumns>(shared, maps, p, parts, gathers);
     }
   }
+  cluster_barrier();  // the other block hands places back to this one until it has read them all
 }
 
-// An operand in boxes of 64 terms by `lines` of its rows or columns, or of 64 of them by 64 terms.
+// An operand in boxes of 64 terms by `lines` of its rows or columns, or of 64 of them by 64 terms;
+// each of so many blocks loads an equal share of such a box.
 template <class T>
-TensorMap map_of(const Operand& o, int32_t size, int32_t K, int lines) {
+TensorMap map_of(const Operand& o, int32_t size, int32_t K, int lines, int blocks) {
   const T* const data = static_cast<const T*>(o.rows.data);
   if (o.sums_rows) {
-    return tensor_map<T, 2>(data, {size, K}, {o.rows.stride}, {64, kTerms}, Swizzle::kSwizzle128);
+    return tensor_map<T, 2>(data, {size, K}, {o.rows.stride}, {64, kTerms / blocks},
+                            Swizzle::kSwizzle128);
   }
-  return tensor_map<T, 2>(data, {K, size}, {o.rows.stride}, {kTerms, lines}, Swizzle::kSwizzle128);
+  return tensor_map<T, 2>(data, {K, size}, {o.rows.stride}, {kTerms, lines / blocks},
+                          Swizzle::kSwizzle128);
+}
+
+// How many parts the busiest block computes.
+int64_t most_parts(const Params& p, int columns) {
+  const int clusters = multiprocessors() / p.cluster;
+  return (Parts(p, columns).count() + clusters - 1) / clusters;
 }
 
 template <class T, class Layout, int kColumns>
-void launch_for(const Product& product, const Params& p, cudaStream_t stream) {
+void launch_for(const Product& product, Params p, cudaStream_t stream) {
   static_assert(sizeof(Shared<T, kColumns>) <= kSharedLimit);
+  Params pairs = p;
+  pairs.cluster = 2;
+  if (p.result.N > kRows && most_parts(pairs, kColumns) <= most_parts(p, kColumns)) p = pairs;
   Maps maps{};
-  maps.columns = map_of<T>(product.columns, product.M, product.K, kColumns);
-  if (!product.rows.shift) maps.rows = map_of<T>(product.rows, product.N, product.K, kRows);
+  maps.columns = map_of<T>(product.columns, product.M, product.K, kColumns, p.cluster);
+  if (!product.rows.shift) maps.rows = map_of<T>(product.rows, product.N, product.K, kRows, 1);
   if (product.result.dtype == product.dtype) {
     maps.y = tensor_map<T, 2>(static_cast<const T*>(product.result.data), {product.M, product.N},
                               {product.result.stride}, {kAtOnce, kRows / 2}, Swizzle::kSwizzle128);
   }
-  const int64_t blocks = std::min<int64_t>(Parts(p, kColumns).count(), multiprocessors());
-  launch(product_sm90_kernel<T, Layout, kColumns>, dim3(blocks), dim3(kThreads),
-         sizeof(Shared<T, kColumns>), stream, maps, p);
+  const int64_t clusters =
+      std::min<int64_t>(Parts(p, kColumns).count(), multiprocessors() / p.cluster);
+  launch_clusters(product_sm90_kernel<T, Layout, kColumns>, p.cluster, dim3(clusters * p.cluster),
+                  dim3(kThreads), sizeof(Shared<T, kColumns>), stream, maps, p);
 }
 
 // The time of the busiest block, for parts of so many columns.
 int64_t cost(const Params& p, int columns) {
-  const int64_t count = Parts(p, columns).count(), blocks = multiprocessors();
   constexpr int kFixed = 32;  // of a part, in columns
-  return (count + blocks - 1) / blocks * (columns + kFixed);
+  return most_parts(p, columns) * (columns + kFixed);
 }
 
 template <class T, class Layout>
@@ -154,8 +169,8 @@ bool fits(const Result& y, DType dtype, int32_t M) {
 Params params_of(const Product& p, const MoveOnWrite& move) {
   Operand to{{p.result.data, 0, p.result.stride}, false};
   to.shift = move.shift, to.H = move.H, to.W = move.W;
-  return {
-      side_of(p.rows, p.N, p.K, 2), {p.result, side_of(to, p.N, p.M, 2), p.M, p.N}, p.K, p.splits};
+  const ResultSm90 result{p.result, side_of(to, p.N, p.M, 2), p.M, p.N};
+  return {side_of(p.rows, p.N, p.K, 2), result, p.K, p.splits, 1};
 }
 
 }  // namespace

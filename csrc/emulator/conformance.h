@@ -40,4 +40,9 @@ void launch_wgmma(const Conformance& p, int n, bool k_major, bool a_through_regi
 // out[0 ... 2 * rounds): 0, 1, 0, 1, ... written by two warpgroups that take turns.
 void launch_turns(const Conformance& p, int rounds, cudaStream_t stream);
 
+// Clusters of 4 blocks, each with 3 rows of floats a[block][3][32]. out[block]: for each row, this
+// and that of the block before it in the cluster, by multicast; then out[i % 4][0][i] of the
+// cluster's blocks.
+void launch_cluster(const Conformance& p, int clusters, cudaStream_t stream);
+
 }  // namespace shiftmlp

@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <numeric>
-#include <sstream>
 #include <stdexcept>
 #include <utility>
 
@@ -32,42 +30,23 @@ std::vector<int> random_order(int n) {
   return order;
 }
 
-constexpr std::align_val_t kSharedAlignment{1024};
-
-std::string where(const Here& here) {
-  const std::string file = here.file_name();
-  return file.substr(file.rfind('/') + 1) + ":" + std::to_string(here.line());
-}
-
 bool same_line(const Here& a, const Here& b) {
   return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
-struct Barrier {
-  int arrived, threads;
-  Here here;
-  Queue queue;
+struct Pending {
+  const Block* into;
+  std::function<void()> work;
 };
 
-struct Warp {
-  uint32_t ready = 0;  // lanes that can go on
-  Meeting meeting{};
-};
-
-struct FreeAligned {
-  void operator()(unsigned char* memory) const { operator delete[](memory, kSharedAlignment); }
-};
-
-struct Block {
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  Barrier barriers[16] = {};
-  std::vector<std::function<void()>> pending;
-  std::unique_ptr<unsigned char[], FreeAligned> shared;
-  size_t shared_bytes;
-  Hopper hopper;
+// Blocks that run at the same time. Without clusters: one.
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  std::vector<Warp*> warps;
+  Barrier barrier{};
+  std::vector<Pending> pending;
   Thread* running = nullptr;  // nullptr: the host
-  int left;                   // threads that have not exited
+  int left = 0;               // threads that have not exited
 
   // Either the first warp of `priority` that can go on does, so that one runs as far as it goes
   // while others starve; or a random warp does, until it waits or is preempted.
@@ -75,12 +54,12 @@ struct Block {
   std::vector<int> priority;
   int favourite = 0;
 
-  Block(dim3 size, size_t shared_bytes);
+  Cluster(int first, int count, dim3 size, size_t shared_bytes);
   Thread* choose();
   std::string report() const;
 };
 
-Block* block;
+Cluster* cluster;
 void (*kernel)(const void*);
 const void* arguments;
 std::string error;
@@ -89,63 +68,74 @@ std::string error;
 std::vector<std::unique_ptr<Fiber>> fibers;
 Fiber host;
 
-Fiber& fiber_of(const Thread* thread) { return thread ? *fibers[thread->rank] : host; }
-
 // nullptr: with the host.
 void go_on_with(Thread* thread) {
-  Thread* me = block->running;
+  Thread* me = cluster->running;
   if (thread == me) return;
-  block->running = thread;
-  if (thread) threadIdx = thread->index;
-  fiber_of(me).switch_to(fiber_of(thread));
+  cluster->running = thread;
+  if (thread) threadIdx = thread->index, blockIdx = thread->block->index;
+  (me ? *me->fiber : host).switch_to(thread ? *thread->fiber : host);
 }
 
 void let_others_go_on() {
-  Thread* next = block->choose();
-  if (!next) fail("deadlock: " + block->report(), self().here);
+  Thread* next = cluster->choose();
+  if (!next) fail("deadlock: " + cluster->report(), self().here);
   go_on_with(next);
+}
+
+Warp& warp_of(const Thread& thread) { return thread.block->warps[thread.warp()]; }
+
+void end_barrier_if_complete() {
+  Barrier& at = cluster->barrier;
+  if (at.arrived < cluster->left) return;
+  at.arrived = 0;
+  wake(at.queue);
 }
 
 void live() {
   for (;;) {
     kernel(arguments);
     Thread& me = self();
+    Block& block = *me.block;
     if (!me.copies.idle()) fail("exits with copies that it never waited for", me.here);
-    if (!block->hopper.products[me.warp()].idle()) fail("exits with products under way", me.here);
+    if (!block.hopper.products[me.warp()].idle()) fail("exits with products under way", me.here);
     if (!me.stores.idle()) fail("exits while TMA reads shared memory", me.here);
     me.exited = true;
-    block->warps[me.warp()].ready &= ~(1u << me.lane());
-    if (--block->left == 0) {
-      if (!block->pending.empty()) fail("the block exits with TMA copies under way", me.here);
+    warp_of(me).ready &= ~(1u << me.lane());
+    const auto enters = [&](const Pending& one) { return one.into == &block; };
+    if (--block.left == 0 && std::ranges::any_of(cluster->pending, enters)) {
+      fail("the block exits with TMA copies under way", me.here);
+    }
+    if (--cluster->left == 0) {
       go_on_with(nullptr);
     } else {
+      end_barrier_if_complete();
       let_others_go_on();
     }
   }
 }
 
-Block::Block(dim3 size, size_t bytes) : shared_bytes(bytes), left(size.x * size.y * size.z) {
-  warps.resize((left + kWarp - 1) / kWarp);
+uint3 block_index(unsigned n) {
+  return {n % gridDim.x, n / gridDim.x % gridDim.y, n / gridDim.x / gridDim.y};
+}
+
+Cluster::Cluster(int first, int count, dim3 size, size_t shared_bytes) {
+  for (int rank = 0; rank < count; ++rank) {
+    auto& block = *blocks.emplace_back(
+        std::make_unique<Block>(rank, block_index(first + rank), size, shared_bytes));
+    for (Warp& warp : block.warps) warps.push_back(&warp);
+    for (Thread& thread : block.threads) {
+      if (fibers.size() <= size_t(left)) fibers.push_back(std::make_unique<Fiber>(live));
+      thread.fiber = fibers[left++].get();
+    }
+  }
   strict = random(2);
   priority = random_order(warps.size());
-  for (int rank = 0; rank < left; ++rank) {
-    const unsigned i = rank;
-    const uint3 index{i % size.x, i / size.x % size.y, i / size.x / size.y};
-    threads.push_back({rank, index, "", Here::current(), false, {}, {}, false});
-    warps[rank / kWarp].ready |= 1u << rank % kWarp;
-    if (fibers.size() <= i) fibers.push_back(std::make_unique<Fiber>(live));
-  }
-  // No byte more than asked for: AddressSanitizer sees an access behind it.
-  shared.reset(new (kSharedAlignment) unsigned char[bytes]);
-  std::memset(shared.get(), kNaN, bytes);
-  hopper.shared.resize(bytes, kNaN);
-  hopper.products.resize(warps.size());
-  hopper.sums.resize(warps.size());
 }
 
 // Who goes on; nullptr if nobody can.
-Thread* Block::choose() {
-  const auto can = [this](int warp) { return warps[warp].ready != 0; };
+Thread* Cluster::choose() {
+  const auto can = [this](int warp) { return warps[warp]->ready != 0; };
   for (;;) {
     const bool idle = std::none_of(priority.begin(), priority.end(), can);
     if (pending.empty() || !(idle || (!strict && random(8) == 0))) {
@@ -153,40 +143,26 @@ Thread* Block::choose() {
       break;
     }
     std::swap(pending[random(pending.size())], pending.back());
-    const auto work = std::move(pending.back());
+    const auto work = std::move(pending.back().work);
     pending.pop_back();
     work();
   }
   if (strict) favourite = *std::find_if(priority.begin(), priority.end(), can);
   while (!can(favourite)) favourite = random(warps.size());
-  const uint32_t ready = warps[favourite].ready;
+  const uint32_t ready = warps[favourite]->ready;
   const int first = strict ? 0 : random(kWarp);
   const int lane =
       (first + __builtin_ctz(ready >> first | ready << (kWarp - first) % kWarp)) % kWarp;
-  return &threads[favourite * kWarp + lane];
+  return warps[favourite]->first + lane;
 }
 
-// "threads 0-31, 64 wait for a barrier (kernel.cu:12); threads 32-63 have exited"
-std::string Block::report() const {
-  const auto doing = [](const Thread& thread) -> std::string {
-    if (thread.exited) return "have exited";
-    if (!*thread.waits_for) return "could go on";
-    return std::string("wait for ") + thread.waits_for + " (" + where(thread.here) + ")";
-  };
-  std::map<std::string, std::vector<int>> groups;
-  for (const Thread& thread : threads) groups[doing(thread)].push_back(thread.rank);
-  std::ostringstream text;
-  const char* separator = "";
-  for (const auto& [what, ranks] : groups) {
-    text << std::exchange(separator, "; ") << "threads ";
-    for (size_t first = 0, last; first < ranks.size(); first = last + 1) {
-      for (last = first; last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1;) ++last;
-      text << (first ? ", " : "") << ranks[first];
-      if (last != first) text << "-" << ranks[last];
-    }
-    text << " " << what;
+std::string Cluster::report() const {
+  if (blocks.size() == 1) return blocks[0]->report();
+  std::string text;
+  for (const auto& block : blocks) {
+    text += (text.empty() ? "" : "; ") + block->name() + ": " + block->report();
   }
-  return text.str();
+  return text;
 }
 
 }  // namespace
@@ -196,68 +172,52 @@ void set_seed(uint64_t seed) { random_state = seed; }
 void set_capability(int capability) { played = capability; }
 int capability() { return played; }
 
-Thread& self() { return *block->running; }
+Thread& self() { return *cluster->running; }
 
-Hopper& hopper() { return block->hopper; }
-
-unsigned char* shared_memory() { return block->shared.get(); }
-
-uint32_t shared_address(const void* shared) {
-  return static_cast<const unsigned char*>(shared) - shared_memory();
+Block& peer(int rank, Here here) {
+  if (rank >= int(cluster->blocks.size())) fail("the cluster has no such block", here);
+  Block& block = *cluster->blocks[rank];
+  if (block.left == 0) fail(block.name() + " of this cluster has exited", here);
+  return block;
 }
 
-int lane() { return self().lane(); }
-
-void run(dim3 grid, dim3 size, size_t shared_bytes, void (*kernel_to_run)(const void*),
-         const void* its_arguments) {
+void run(int cluster_size, dim3 grid, dim3 size, size_t shared_bytes,
+         void (*kernel_to_run)(const void*), const void* its_arguments) {
+  if (grid.x % cluster_size) throw std::invalid_argument("the grid is not made of whole clusters");
   kernel = kernel_to_run, arguments = its_arguments;
   gridDim = grid, blockDim = size;
-  for (const int i : random_order(grid.x * grid.y * grid.z)) {
-    const unsigned n = i;
-    blockIdx = {n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y};
-    Block fresh(size, shared_bytes);
-    block = &fresh;
-    go_on_with(block->choose());
+  for (const int i : random_order(grid.x * grid.y * grid.z / cluster_size)) {
+    Cluster fresh(i * cluster_size, cluster_size, size, shared_bytes);
+    cluster = &fresh;
+    go_on_with(cluster->choose());
     if (!error.empty()) {
       fibers.clear();
       throw std::runtime_error(std::exchange(error, {}));
     }
   }
+  // No more than blocks alone need: a process may have but so many stacks, for all the libraries
+  // with planted bugs that it has loaded.
+  if (cluster_size > 1) fibers.resize(std::min<size_t>(fibers.size(), size.x * size.y * size.z));
 }
 
 void fail(const std::string& message, Here here) {
-  std::ostringstream text;
-  text << where(here) << ": block (" << blockIdx.x << ", " << blockIdx.y << ", " << blockIdx.z
-       << "), thread " << self().rank << ": " << message;
-  error = text.str();
+  const Thread& me = self();
+  error = where(here) + ": " + me.block->name() + ", thread " + std::to_string(me.rank) + ": " +
+          message;
   go_on_with(nullptr);
   __builtin_unreachable();
 }
 
-void check_aligned(const void* at, size_t alignment, Here here) {
-  if (reinterpret_cast<uintptr_t>(at) % alignment == 0) return;
-  fail("the address is no multiple of " + std::to_string(alignment), here);
-}
-
-void check_shared(const void* at, size_t bytes, size_t alignment, Here here) {
-  const auto first = reinterpret_cast<uintptr_t>(shared_memory());
-  const auto begin = reinterpret_cast<uintptr_t>(at);
-  if (begin < first || begin + bytes > first + block->shared_bytes) {
-    fail("the address is not in shared memory", here);
-  }
-  check_aligned(at, alignment, here);
-}
-
 void pause() {
-  if (block->strict || random(64)) return;
-  block->favourite = random(block->warps.size());
-  go_on_with(block->choose());
+  if (cluster->strict || random(64)) return;
+  cluster->favourite = random(cluster->warps.size());
+  go_on_with(cluster->choose());
 }
 
 void sleep(Queue& queue, const char* waits_for, Here here) {
   Thread& me = self();
   me.waits_for = waits_for, me.here = here;
-  block->warps[me.warp()].ready &= ~(1u << me.lane());
+  warp_of(me).ready &= ~(1u << me.lane());
   queue.push_back(&me);
   let_others_go_on();
 }
@@ -265,18 +225,31 @@ void sleep(Queue& queue, const char* waits_for, Here here) {
 void wake(Queue& queue) {
   for (Thread* thread : queue) {
     thread->waits_for = "";
-    block->warps[thread->warp()].ready |= 1u << thread->lane();
+    warp_of(*thread).ready |= 1u << thread->lane();
   }
   queue.clear();
 }
 
-void later(std::function<void()> work) { block->pending.push_back(std::move(work)); }
+void later(const Block& into, std::function<void()> work) {
+  cluster->pending.push_back({&into, std::move(work)});
+}
+
+void cluster_barrier(Here here) {
+  pause();
+  Barrier& at = cluster->barrier;
+  if (++at.arrived == cluster->left) {
+    end_barrier_if_complete();
+  } else {
+    sleep(at.queue, "its cluster's barrier", here);
+  }
+}
 
 void barrier(int id, int threads, bool wait, Here here) {
   pause();
-  Barrier& at = block->barriers[id];
+  Block& block = *self().block;
+  Barrier& at = block.barriers[id];
   const bool whole_block = threads == 0;
-  if (whole_block) threads = block->threads.size();
+  if (whole_block) threads = block.threads.size();
   if (at.arrived == 0) at.threads = threads, at.here = here;
   if (at.threads != threads) fail("the barrier is already in use for another count", here);
   if (whole_block && !same_line(at.here, here)) {
@@ -293,7 +266,7 @@ void barrier(int id, int threads, bool wait, Here here) {
 Meeting* join(void* part, const char* what, Here here) {
   pause();
   Thread& me = self();
-  Meeting& at = block->warps[me.warp()].meeting;
+  Meeting& at = warp_of(me).meeting;
   if (at.arrived == 0) at.what = what, at.here = here;
   if (std::strcmp(at.what, what) || !same_line(at.here, here)) {
     fail(std::string("divergent ") + what + ": others are at " + where(at.here), here);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,8 +30,11 @@ void set_capability(int capability);
 
 // Ends the run.
 [[noreturn]] void fail(const std::string& message, Here here);
+std::string where(Here here);
 
+struct Block;
 struct Thread;
+class Fiber;
 using Queue = std::vector<Thread*>;
 
 // Asynchronous work of a thread, in groups that it closes and waits for in their order. Nothing is
@@ -58,8 +62,10 @@ class Groups {
   std::vector<Group> closed_;
 };
 
-// What a thread of the running block is and has under way.
+// What a thread is and has under way.
 struct Thread {
+  Block* block;
+  Fiber* fiber;
   int rank;  // in the block
   uint3 index;
   const char* waits_for;  // and where, for the report; "" when it does not
@@ -85,25 +91,20 @@ struct Sums {
   int products;
 };
 
-// What the units of sm_90 know of the running block.
+// What the units of sm_90 know of a block.
 struct Hopper {
   std::map<const void*, MbarrierState> mbarriers;
   std::vector<unsigned char> shared;  // as TMA and wgmma see it: without what no fence published
   std::vector<Groups> products;       // by warp
   std::vector<std::map<const float*, Sums>> sums;  // by warp and the place of its first lane's
 };
-Hopper& hopper();
+Hopper& hopper();  // of the running thread's block
 
-// Fails unless [at, at + bytes) lies in shared memory, `at` a multiple of `alignment`.
-void check_shared(const void* at, size_t bytes, size_t alignment, Here here);
-
-// A point at which another warp may take over.
-void pause();
-// Waits until somebody wakes the queue.
-void sleep(Queue& queue, const char* waits_for, Here here);
-void wake(Queue& queue);
-// Does `work` at a time of the scheduler's choice, at the latest when nobody else can go on.
-void later(std::function<void()> work);
+struct Barrier {
+  int arrived, threads;
+  Here here;
+  Queue queue;
+};
 
 // The lanes of a warp, who must all come to the same line before any of them goes on.
 struct Meeting {
@@ -113,6 +114,50 @@ struct Meeting {
   void* parts[kWarp];
   Queue queue;
 };
+
+struct Warp {
+  Thread* first;
+  uint32_t ready;  // lanes that can go on
+  Meeting meeting;
+};
+
+struct FreeAligned {
+  void operator()(unsigned char* memory) const;
+};
+
+struct Block {
+  int rank;  // in its cluster
+  uint3 index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  Barrier barriers[16] = {};
+  std::unique_ptr<unsigned char[], FreeAligned> shared;
+  size_t shared_bytes;
+  Hopper hopper;
+  int left;  // threads that have not exited
+
+  Block(int rank, uint3 index, dim3 size, size_t shared_bytes);
+  std::string name() const;
+  std::string report() const;  // what its threads wait for
+
+  // The same place of this block as in the running thread's.
+  unsigned char* at(const void* its) { return shared.get() + shared_address(its); }
+};
+// The block of this rank in the running cluster, which must not have exited.
+Block& peer(int rank, Here here);
+
+// Fails unless [at, at + bytes) lies in shared memory, `at` a multiple of `alignment`.
+void check_shared(const void* at, size_t bytes, size_t alignment, Here here);
+
+// A point at which another warp may take over.
+void pause();
+// Waits until somebody wakes the queue.
+void sleep(Queue& queue, const char* waits_for, Here here);
+void wake(Queue& queue);
+// Does `work` on a block's memory at a time of the scheduler's choice, at the latest when nobody
+// else can go on.
+void later(const Block& into, std::function<void()> work);
+
 // The meeting if this lane is the last to come; otherwise waits for that one and gives nullptr.
 Meeting* join(void* part, const char* what, Here here);
 
@@ -124,6 +169,10 @@ void collective(const char* what, Part& part, const Compute& compute, Here here)
   compute(reinterpret_cast<Part**>(meeting->parts));
   wake(meeting->queue);
 }
+
+// 16-byte words of 128-byte rows change places with the number of the row, as TMA and wgmma
+// swizzle.
+inline uint32_t swizzle_128(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 // The lane that holds element (row, column) of an 8-column matrix, two columns to a lane.
 inline int lane_of(int row, int column) { return row % 8 * 4 + column % 8 / 2; }

@@ -50,9 +50,6 @@ Fiber::Fiber(void (*entry)()) : entry_(entry), size_(kStackBytes) {
   if (memory == MAP_FAILED) throw std::bad_alloc();
   mprotect(memory, kGuardBytes, PROT_NONE);
   stack_ = static_cast<char*>(memory) + kGuardBytes;
-#if defined(__SANITIZE_ADDRESS__)
-  ASAN_UNPOISON_MEMORY_REGION(stack_, size_);  // an abandoned fiber may have had this memory
-#endif
   // Six saved registers below the address to return to, which the calling convention wants at a
   // multiple of 16.
   auto* top = reinterpret_cast<uintptr_t*>(reinterpret_cast<uintptr_t>(stack_) + size_);
@@ -63,6 +60,9 @@ Fiber::Fiber(void (*entry)()) : entry_(entry), size_(kStackBytes) {
 
 Fiber::~Fiber() {
   if (entry_ == nullptr) return;
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(stack_, size_);  // of the marks of abandoned frames
+#endif
   munmap(static_cast<char*>(const_cast<void*>(stack_)) - kGuardBytes, kGuardBytes + kStackBytes);
 }
 

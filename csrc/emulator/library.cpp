@@ -189,4 +189,8 @@ const char* conform_turns(uint64_t seed, const shiftmlp::Conformance& p, int rou
   return run(seed, [&] { shiftmlp::launch_turns(p, rounds, nullptr); });
 }
 
+const char* conform_cluster(uint64_t seed, const shiftmlp::Conformance& p, int clusters) {
+  return run(seed, [&] { shiftmlp::launch_cluster(p, clusters, nullptr); });
+}
+
 }  // extern "C"

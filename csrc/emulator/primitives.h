@@ -15,9 +15,9 @@ using Here = std::source_location;
 constexpr int kMultiprocessors = 2;  // few, so that a persistent block has several tiles
 int capability();                    // of the device that is played, 10 * major + minor
 
-// Calls kernel(arguments) for every thread of the grid. Throws std::runtime_error with what went
-// wrong.
-void run(dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(const void*),
+// Calls kernel(arguments) for every thread of the grid, whose blocks run one after another but for
+// those of a cluster. Throws std::runtime_error with what went wrong.
+void run(int cluster, dim3 grid, dim3 block, size_t shared_bytes, void (*kernel)(const void*),
          const void* arguments);
 
 // The dynamic shared memory of the running block, and a place in it as the hardware numbers it.
@@ -31,6 +31,8 @@ void check_aligned(const void* at, size_t alignment, Here here);
 // Joins a barrier of the block; with `wait` false only arrives. `threads` of 0: the whole block.
 void barrier(int id, int threads, bool wait, Here here);
 void warp_barrier(Here here);
+void cluster_barrier(Here here);
+int cluster_rank();  // of the running block
 
 // Replaces the value by that of lane `source`, modulo 32.
 void shuffle(void* value, size_t bytes, int source, Here here);
@@ -52,6 +54,7 @@ void async_proxy_fence();
 
 void mbarrier_init(const void* at, int arrivals, Here here);
 void mbarrier_arrive(const void* at, int bytes, Here here);
+void mbarrier_arrive_in(int block, const void* at, Here here);
 void mbarrier_wait(const void* at, int parity, Here here);
 
 struct TensorMap {
@@ -69,6 +72,8 @@ TensorMap tensor_map(const void* data, int item, int rank, const int64_t* sizes,
 
 void tma_load(void* shared, const TensorMap& map, const void* mbarrier, const int* at, int rank,
               Here here);
+void tma_multicast(void* shared, const TensorMap& map, const void* mbarrier, const int* at,
+                   int rank, uint32_t blocks, Here here);
 void tma_store(const TensorMap& map, const int* at, int rank, const void* shared, Here here);
 void tma_store_commit();
 void tma_store_wait_read(size_t groups);

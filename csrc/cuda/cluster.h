@@ -1,0 +1,76 @@
+// What the blocks of a cluster do for one another: they run at the same time, and reach each
+// other's barriers and shared memory.
+#pragma once
+
+#include "hopper.h"
+
+namespace shiftmlp {
+
+// The number of this block in its cluster.
+__device__ inline int cluster_rank() {
+#ifdef __CUDACC__
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+#else
+  return emulator::cluster_rank();
+#endif
+}
+
+// Waits for all threads of the cluster but those that have exited.
+__device__ inline void cluster_barrier([[maybe_unused]] Here here = Here::current()) {
+#ifdef __CUDACC__
+  asm volatile(
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;" ::
+          : "memory");
+#else
+  emulator::cluster_barrier(here);
+#endif
+}
+
+// Arrives at the barrier that stands at the same place in this block of the cluster. What this
+// thread wrote is not passed on (release.cluster would be a fence of the whole GPU): it tells that
+// products and copies have read.
+__device__ inline void mbarrier_arrive_in(int block, Mbarrier& at,
+                                          [[maybe_unused]] Here here = Here::current()) {
+#ifdef __CUDACC__
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(&at)),
+      "r"(block)
+      : "memory");
+#else
+  emulator::mbarrier_arrive_in(block, &at, here);
+#endif
+}
+
+// Starts the copy of a box into the same place of every block whose bit of `blocks` is set. In each
+// of them, all bytes of the box count at the barrier that stands where this one does.
+template <int kRank>
+__device__ void tma_multicast(void* shared, const TensorMap& map, Mbarrier& barrier,
+                              const int (&at)[kRank], uint16_t blocks,
+                              [[maybe_unused]] Here here = Here::current()) {
+#ifdef __CUDACC__
+#define SHIFTMLP_TMA_MULTICAST(rank, coordinates, ...)                                         \
+  asm volatile("cp.async.bulk.tensor." rank                                                    \
+               ".shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0]," \
+               " [%1, {" coordinates "}], [%2], %3;" ::"r"(shared_address(shared)),            \
+               "l"(&map), "r"(shared_address(&barrier)), "h"(blocks), __VA_ARGS__              \
+               : "memory")
+  if constexpr (kRank == 2) {
+    SHIFTMLP_TMA_MULTICAST("2d", "%4, %5", "r"(at[0]), "r"(at[1]));
+  } else if constexpr (kRank == 3) {
+    SHIFTMLP_TMA_MULTICAST("3d", "%4, %5, %6", "r"(at[0]), "r"(at[1]), "r"(at[2]));
+  } else {
+    static_assert(kRank == 4);
+    SHIFTMLP_TMA_MULTICAST("4d", "%4, %5, %6, %7", "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]));
+  }
+#undef SHIFTMLP_TMA_MULTICAST
+#else
+  emulator::tma_multicast(shared, map, &barrier, at, kRank, blocks, here);
+#endif
+}
+
+}  // namespace shiftmlp
