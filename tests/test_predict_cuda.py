@@ -23,8 +23,8 @@ def test_a_product_by_hand():
     operations = 2 * 128 * 256 * 768
     assert launch.clocks["tensor"] == pytest.approx(operations * MULTIPROCESSORS * CLOCK / 790e12)
     assert launch.clocks["gelu"] == pytest.approx(128 * 256 * 19 / 128)
-    # 12 chunks of 128 rows and 256 columns, of 128 bytes each, and the result.
-    nbytes = 12 * (128 + 256) * 128 + 128 * 256 * 2
+    # 12 chunks of 128 rows and half of 256 columns, of 128 bytes each, and the result.
+    nbytes = 12 * (128 + 128) * 128 + 128 * 256 * 2
     assert launch.clocks["L2"] == pytest.approx(nbytes * MULTIPROCESSORS * CLOCK / 5.5e12)
     assert launch.nbytes == 2 * (64 * 196 * 768 + 768 * 3072 + 64 * 196 * 3072)
     busiest = math.ceil(98 * 12 / 132)
@@ -41,11 +41,19 @@ def test_token_mlp_by_hand():
 
 
 @pytest.mark.parametrize(
-    "M, N, columns",
-    [(3072, 50176, 256), (768, 50176, 256), (384, 50176, 192), (384, 196, 128), (128, 128, 128)],
+    "M, N, tiles",
+    [
+        (3072, 50176, (256, 2, 4704)),
+        (384, 50176, (192, 2, 784)),
+        (384, 196, (128, 2, 6)),
+        (128, 129 * 128, (128, 2, 130)),
+        (128, 131 * 128, (128, 2, 132)),
+        (128, 133 * 128, (128, 2, 134)),
+        (128, 128, (128, 1, 1)),
+    ],
 )
-def test_columns_of_a_part(M, N, columns):
-    assert predict.columns_of_part(M, N) == columns
+def test_tiles_of_a_product(M, N, tiles):
+    assert predict.tiles_of_product(M, N) == tiles
 
 
 def test_every_kernel_exists():

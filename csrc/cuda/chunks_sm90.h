@@ -19,6 +19,7 @@ struct Layout {
 template <class T, int kColumns>
 struct Shared {
   static constexpr int kPlaces = kColumns == 256 ? 4 : kColumns == 192 ? 5 : 6;
+  static_assert(kPlaces >= kGathersAhead + 2);  // one is announced, and one is loaded
 
   // Lines of 64 terms for every row or column; or boxes of 64 rows or columns, a line for a term.
   struct alignas(1024) Chunk {
