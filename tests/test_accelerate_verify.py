@@ -112,6 +112,15 @@ def test_slow_kernels_lose_their_place(planted, monkeypatch):
     assert [row.gain for row in shiftmlp.explain(model).replaced] == [2.0, 2.0]
 
 
+def test_a_slow_moment_is_not_the_last_word(planted, monkeypatch):
+    model = mixer()
+    plant_copies(planted, lambda result: result, "token_mlp")
+    looks = iter([[(1.0, 2.0)] * 5, [(2.0, 1.0)] * 15])
+    monkeypatch.setattr(_plan, "in_turns", lambda *args: next(looks))
+    shiftmlp.accelerate(model, example_input=images())
+    assert [row.gain for row in shiftmlp.explain(model).replaced] == [2.0, 2.0]
+
+
 @pytest.fixture
 def bare(monkeypatch):
     """No kernels but the references."""
