@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 NATIVE := $(wildcard setup.py csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test defects lint format bench kernels sanitize pictures gpu clean
+.PHONY: help setup demo test bugs defects lint format bench kernels sanitize pictures gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -28,6 +28,9 @@ demo: setup  ## accelerate a real model, verify every block, time it, one table 
 
 test: setup  ## the whole suite on every backend that can run here (ARGS="-k token_mlp")
 	@$(PY) -m pytest -n auto --dist loadgroup -p no:benchmark $(ARGS)
+
+bugs: setup  ## plants every bug in the CUDA kernels, of which `make test` takes a third
+	@SHIFTMLP_EVERY_BUG=1 $(PY) -m pytest -n auto -p no:benchmark tests -k planted_bug $(ARGS)
 
 defects: setup  ## plants known defects one by one; each must turn the suite red (ARGS=--cuda)
 	@$(PY) tests/planted_defects.py $(ARGS)

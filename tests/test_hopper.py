@@ -239,7 +239,10 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("source, bug", [(s, bug) for s in PLANTED for bug in PLANTED[s][0]])
+BUGS = [(source, bug) for source in PLANTED for bug in PLANTED[source][0]]
+
+
+@pytest.mark.parametrize("source, bug", emulator.some(BUGS))
 def test_planted_bug_is_caught(source, bug):
     bugs, check_once = PLANTED[source]
     library = emulator.build(emulator.holder(source, bugs[bug][0]), *bugs[bug])

@@ -219,7 +219,10 @@ def test_report_names_the_line_and_the_cause(source, bug, report):
         check_product(library, seed=0)
 
 
-@pytest.mark.parametrize("source, bug", [(s, bug) for s in PLANTED for bug in PLANTED[s][0]])
+BUGS = [(source, bug) for source in PLANTED for bug in PLANTED[source][0]]
+
+
+@pytest.mark.parametrize("source, bug", emulator.some(BUGS))
 def test_planted_bug_is_caught(source, bug):
     bugs, check = PLANTED[source]
     library = emulator.build(source, *bugs[bug])

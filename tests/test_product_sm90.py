@@ -213,7 +213,7 @@ def check_product(library, seed: int) -> None:
         check_exact(library, seed, c, told, sm90=True)
 
 
-@pytest.mark.parametrize("bug", PRODUCT)
+@pytest.mark.parametrize("bug", emulator.some([*PRODUCT]))
 def test_planted_bug_is_caught(bug):
     right, wrong = PRODUCT[bug]
     library = emulator.build(emulator.holder("product_sm90.cu", right), right, wrong)
