@@ -136,18 +136,12 @@ class Case:
             emulator.DTYPES.index(self.columns.x.dtype), self.columns.operand(),
             self.rows.operand(), result, self.images, M, N, K, self.splits,
         )  # fmt: skip
+        shifts = self.columns.shift, self.rows.shift
         if sm90:
-            emulator.product_sm90(
-                library,
-                seed,
-                params,
-                self.rows.shift,
-                self.moves,
-                GRID if self.moves else (0, 0),
-                whole,
-            )
+            grid = GRID if self.moves else (0, 0)
+            emulator.product_sm90(library, seed, params, shifts[1], self.moves, grid, whole)
         else:
-            emulator.product(library, seed, params, (self.columns.shift, self.rows.shift), whole)
+            emulator.product(library, seed, params, shifts, whole)
         assert whole[..., M:].isnan().all(), f"seed {seed}: written between the rows of y"
         return y.sum(0, keepdim=True) if self.splits else y
 

@@ -24,13 +24,9 @@ def library():
     return emulator.build()
 
 
-def splits_of(layout: str, some: int = 1) -> int:
-    return some if layout == "channel dw" else 0
-
-
 def sm90_case(layout, M, N, K, dtype=torch.bfloat16, splits=1, **options) -> Case:
     c = case(layout, M, N, K, dtype=dtype, **options)
-    return replace(c, splits=splits_of(layout, splits))
+    return replace(c, splits=splits if layout == "channel dw" else 0)
 
 
 # M, N, K: no multiple of a tile or a chunk; parts of 128, of 192 and of 256 columns; more chunks
@@ -88,13 +84,13 @@ def test_all_options_at_once(activation, library):
         layout = ("channel", "channel dx")[seed % 2]
         c = with_option(sm90_case(layout, 200, 72, 136), "column bias")
         c = with_option(c, "result's scale")
-        c = with_option(c, "residual" if layout == "channel" else "slope of relu")
-        others = {
-            name: strided(t)
-            for name in ("residual", "slope_of")
-            if (t := getattr(c, name)) is not None
-        }
-        c = replace(c, activation=activation, **others)
+        if layout == "channel":
+            c = with_option(c, "residual")
+            c = replace(c, residual=strided(c.residual))
+        else:
+            c = with_option(c, "slope of relu")
+            c = replace(c, slope_of=strided(c.slope_of))
+        c = replace(c, activation=activation)
         check_exact(library, seed, c, layout, sm90=True)
 
 
