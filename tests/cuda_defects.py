@@ -4,7 +4,7 @@ OPS = "shiftmlp/ops"
 CUDA = "csrc/cuda"
 SHIFT_ADAPTER = f"{CUDA}/spatial_shift_op.cpp"
 TOKENS_ADAPTER, TOKENS_BACKWARD = f"{CUDA}/tokens_op.cpp", f"{CUDA}/tokens_backward_op.cpp"
-CHANNELS = f"{CUDA}/channels.h"
+CHANNELS, OPERANDS = f"{CUDA}/channels.h", f"{CUDA}/operands.h"
 FORWARD, BACKWARD = f"{CUDA}/channels_op.cpp", f"{CUDA}/channels_backward_op.cpp"
 
 DEFECTS = {
@@ -53,11 +53,11 @@ DEFECTS = {
         TOKENS_ADAPTER, " || y.factor.data", "", "test_kernels.py sm90 and exact and fewer",
     ),
     "CUDA tokens: a weight's gradient without the scale": (
-        TOKENS_BACKWARD, "dsums.scale = mix.scale, ", "",
+        TOKENS_BACKWARD, "launch_scaled(call, dy, mix.scale, stream)", "dy",
         "test_kernels.py emulated and exact and token",
     ),
     "CUDA tokens: a weight's gradient without u": (
-        TOKENS_BACKWARD, ", dsums.factor = mix.factor.rows", "",
+        TOKENS_BACKWARD, "dsums.factor = mix.factor.rows;\n    launch_sum", "launch_sum",
         "test_kernels.py emulated and exact and token",
     ),
     "CUDA tokens: the scale's gradient without the bias": (
@@ -65,15 +65,15 @@ DEFECTS = {
         "test_kernels.py emulated and good and resmlp",
     ),
     "CUDA tokens: the last weight's gradient without the activation": (
-        TOKENS_BACKWARD, "operand.activation = first.activation;", "",
+        TOKENS_BACKWARD, "operand_of(hidden, sums_rows)", "operand_of(inner, sums_rows)",
         "test_kernels.py emulated and good and mixer",
     ),
     "CUDA tokens: the activation itself in place of its slope": (
-        TOKENS_BACKWARD, ", to.slope_of = hidden.rows", "",
+        TOKENS_BACKWARD, ", to.slope_of = inner.rows", "",
         "test_kernels.py emulated and good and mixer",
     ),
     "CUDA tokens: x's gradient without u": (
-        TOKENS_BACKWARD, "in.factor = mix.factor.rows;", "",
+        TOKENS_BACKWARD, "dsums.factor = mix.factor.rows;\n    to.scale", "to.scale",
         "test_kernels.py emulated and exact and token",
     ),
     "CUDA tokens: x's gradient without the scale": (
@@ -85,11 +85,11 @@ DEFECTS = {
         "test_emulated.py only and token_mlp",
     ),
     "CUDA: the mean in place of the deviation": (
-        f"{CUDA}/operands.h", "params.rstd = mean + rows", "params.rstd = mean",
+        OPERANDS, "params.rstd = mean + rows", "params.rstd = mean",
         "test_kernels.py emulated and good and odd-tokens",
     ),
     "CUDA: columns taken for dense": (
-        f"{CUDA}/operands.h", "dense ? *given : torch::stable::contiguous(*given)", "*given",
+        OPERANDS, "dense ? *given : torch::stable::contiguous(*given)", "*given",
         "test_kernels.py emulated and layout and odd-tokens",
     ),
     "CUDA: a residual of another dtype taken": (
@@ -110,11 +110,11 @@ DEFECTS = {
         FORWARD, ", to.residual = rest.rows", "", "test_emulated_channels.py exact and linear",
     ),
     "CUDA channels: no shift of the hidden": (
-        FORWARD, "return mlp.shifted(hidden);", "return hidden;",
+        CHANNELS, "return shift ? shift->of(hidden) : hidden;", "return hidden;",
         "test_emulated_channels.py exact and mlp-s2",
     ),
     "CUDA channels: no norm of x": (
-        CHANNELS, "operand_of(rows, sums_rows, norm); }", "operand_of(rows, sums_rows); }",
+        OPERANDS, "operand_of(rows, sums_rows, norm); }", "operand_of(rows, sums_rows); }",
         "test_emulated_channels.py exact and affine",
     ),
     "CUDA channels: H and W swapped": (
@@ -130,17 +130,18 @@ DEFECTS = {
         "test_emulated_channels.py exact and wrap",
     ),
     "CUDA channels: the adjoint without its second term": (
-        CHANNELS, "const bool keep = shift_.border == Border::kKeep;", "const bool keep = false;",
+        CHANNELS, "if (shift_.border == Border::kKeep) {", "if (false) {",
         "test_emulated_channels.py exact and mlp-s2",
     ),
     "CUDA channels: no channels launched": (
         CHANNELS, "if (C_ == 0) return;", "", "test_emulated_channels.py bias",
     ),
     "CUDA channels: a weight's gradient without the scale": (
-        BACKWARD, "operand.scale = scale;", "", "test_emulated_channels.py exact and channel_mlp",
+        BACKWARD, "return launch_scaled(call, dy, scale, stream);", "return dy;",
+        "test_emulated_channels.py exact and channel_mlp",
     ),
     "CUDA channels: the gradient before the norm in place of that behind it": (
-        BACKWARD, "return {incoming, {}};", "return {dy, scale};",
+        BACKWARD, "return incoming;", "return dy;",
         "test_emulated_channels.py exact and post-affine",
     ),
     "CUDA channels: a bias's gradient before the norm": (
@@ -148,11 +149,11 @@ DEFECTS = {
         "test_emulated_channels.py exact and post-affine",
     ),
     "CUDA channels: the last weight's gradient without the activation": (
-        BACKWARD, "operand.activation = mlp.first.activation;", "",
+        BACKWARD, "(dlast, true), hidden)", "(dlast, true), operand_of(inner, true))",
         "test_emulated_channels.py exact and channel_mlp",
     ),
     "CUDA channels: the last weight's gradient without the shift": (
-        BACKWARD, "return mlp.shifted(operand);", "return operand;",
+        BACKWARD, "hidden.sums_rows = true;", "hidden.sums_rows = true, hidden.shift = nullptr;",
         "test_emulated_channels.py exact and mlp-s2",
     ),
     "CUDA channels: the activation itself in place of its slope": (
@@ -192,16 +193,33 @@ DEFECTS = {
         "test_emulated_channels.py refused",
     ),
     "CUDA channels, sm_90a: a hidden that was moved is moved again": (
-        FORWARD, "stream);\n    return hidden;", "stream);\n    return mlp.shifted(hidden);",
+        CHANNELS, "stream);\n      return hidden;", "stream);\n      return shift->of(hidden);",
         "test_emulated_channels.py shift_mlp-s2 and sm90",
     ),
     "CUDA channels, sm_90a: the norm of x twice": (
-        CHANNELS, '"the norm of x"), {}};', '"the norm of x"), params};',
+        OPERANDS, '"the norm of x"), {}};', '"the norm of x"), norm};',
         "test_emulated_channels.py channel_mlp-affine and sm90",
     ),
     "CUDA channels, sm_90a: x in the place of its norm": (
-        CHANNELS, 'return {call.images(normed, "the norm of x"), {}};', "return {x, {}};",
+        OPERANDS, 'return {call.images(normed, "the norm of x"), {}};', "return {x, {}};",
         "test_emulated_channels.py channel_mlp-affine and sm90",
+    ),
+    "CUDA channels, sm_90a: a weight's gradient without the shift": (
+        BACKWARD, 'operand_of(call.images(moved, "the shift of x"), true)', "operand_of(x, true)",
+        "test_emulated_channels.py exact and linear-s2 and sm90",
+    ),
+    "CUDA channels: a shift of dense rows": (
+        CHANNELS, "            x.stride * W_,\n            x.stride,",
+        "            int64_t{C_} * W_,\n            C_,",
+        "test_emulated.py strides_are_followed and shift_linear",
+    ),
+    "CUDA tokens: the padding of a weight taken for terms": (
+        OPERANDS, "torch::stable::narrow(padded, 1, 0, weight.size(1))", "padded",
+        "test_kernels.py emulated and exact and token",
+    ),
+    "CUDA tokens, sm_90a: images of the norm one above another": (
+        OPERANDS, "normed = call.empty({x.images, x.count,", "normed = call.empty({1, x.count,",
+        "test_emulated.py many_images and token_mlp_backward and sm90",
     ),
     "CUDA channels, sm_90a: maps of the wrong sides": (
         CHANNELS, "return {&shift_, H_, W_};", "return {&shift_, W_, H_};",

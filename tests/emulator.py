@@ -192,6 +192,7 @@ class Result(ctypes.Structure):
         ("slope_of", Rows),
         ("scale", Vector),
         *((name, Rows) for name in ("factor", "residual")),
+        ("inner", ctypes.c_void_p),
     ]
 
 

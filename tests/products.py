@@ -86,6 +86,7 @@ class Case:
     splits: int = 0
     pitch: int = 0  # elements between the result's rows
     misaligned: int = 0  # elements by which the result is
+    inner: bool = False  # what enters the activation is wanted too: images before the result's
     moves: Shift | None = None  # of the result, on maps of 5 by 7 pixels
 
     def reference(self, step=lambda v: v) -> Tensor:
@@ -97,7 +98,7 @@ class Case:
             y = y + self.row_bias.double()[:, None]
         if self.column_bias is not None:
             y = y + self.column_bias.double()
-        y = step(y)
+        inner = y = step(y)
         if self.slope_of is not None:
             at = self.slope_of.double().requires_grad_()
             with torch.enable_grad():
@@ -108,7 +109,8 @@ class Case:
             if value is not None:
                 y = step(y * value.double())
         y = y if self.residual is None else y + self.residual.double()
-        return y if self.moves is None else shifted(y, self.moves, GRID)
+        y = y if self.moves is None else shifted(y, self.moves, GRID)
+        return torch.cat([inner, y]) if self.inner else y
 
     def wanted(self, step=lambda v: v) -> Tensor:
         """The reference in the result's dtype."""
@@ -123,14 +125,15 @@ class Case:
         M, K = self.columns.elements(lambda v: v).shape[-2:]
         N = self.rows.elements(lambda v: v).shape[-2]
         dtype = self.result_dtype
-        shape = (self.splits or self.images, N, M + self.pitch)
+        shape = (1 + self.inner, self.splits or self.images, N, M + self.pitch)
         whole = fenced(torch.full(shape, torch.nan, dtype=dtype), self.misaligned)
-        y = whole[..., :M]
+        inner, y = whole[0, ..., :M], whole[-1, ..., :M]
         result = Result(
             y.data_ptr(), emulator.DTYPES.index(dtype), *y.stride()[:2],
             Vector.of(self.row_bias), Vector.of(self.column_bias),
             emulator.ACTIVATIONS.index(self.activation), Rows.of(self.slope_of),
             Vector.of(self.scale), Rows.of(self.factor), Rows.of(self.residual),
+            inner.data_ptr() if self.inner else None,
         )  # fmt: skip
         params = Product(
             emulator.DTYPES.index(self.columns.x.dtype), self.columns.operand(),
@@ -143,7 +146,7 @@ class Case:
         else:
             emulator.product(library, seed, params, shifts, whole)
         assert whole[..., M:].isnan().all(), f"seed {seed}: written between the rows of y"
-        return y.sum(0, keepdim=True) if self.splits else y
+        return y.sum(0, keepdim=True) if self.splits else whole[..., :M].flatten(0, 1)
 
 
 def integers(*shape):
@@ -246,6 +249,7 @@ RESULT_OPTIONS = {
     "row bias": lambda c, make: replace(c, row_bias=fenced(make(dims(c)[1]).to(c.columns.x.dtype))),
     "column bias": lambda c, make: replace(c, column_bias=fenced(make(dims(c)[2]))),
     "result's relu": lambda c, make: replace(c, activation="relu"),
+    "inner": lambda c, make: replace(c, activation="relu", inner=True),
     "slope of relu": lambda c, make: replace(c, activation="relu", slope_of=like_result(c, make)),
     "result's scale": lambda c, make: replace(c, scale=fenced(make(dims(c)[2]))),
     "result's factor": lambda c, make: replace(c, factor=like_result(c, make)),
@@ -258,6 +262,7 @@ RESULT_OPTIONS = {
         slope_of=like_result(c, make),
         scale=fenced(make(dims(c)[2]).bfloat16()),
         factor=like_result(c, make, shift=1),
+        inner=True,
         residual=strided(like_result(c, make)),
     ),
     "float32": lambda c, make: replace(c, dtype=torch.float32),

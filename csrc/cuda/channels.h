@@ -64,31 +64,39 @@ class MapShift {
   // The same for a layer that moves its result, which must not outlive this.
   MoveOnWrite on_write() const { return {&shift_, H_, W_}; }
 
+  // Into y, which is contiguous.
+  void launch(const Images& x, const Tensor& y, cudaStream_t stream) const {
+    launch_spatial_shift(params(x.rows, y, shift_), stream);
+  }
+
   // The adjoint. Both are contiguous.
   void launch_backward(const Tensor& dy, const Tensor& dx, cudaStream_t stream) const {
     STD_TORCH_CHECK(check_result(dx, "the gradient of x") == dtype_of(dy),
                     "the gradient of x must have the dtype of x");
     if (C_ == 0) return;
-    const bool keep = shift_.border == Border::kKeep;
-    const SpatialShiftParams p{dy.const_data_ptr(),
-                               dx.mutable_data_ptr(),
-                               B_,
-                               H_,
-                               W_,
-                               C_,
-                               static_cast<int32_t>(dy.element_size()),
-                               int64_t{H_} * W_ * C_,
-                               int64_t{W_} * C_,
-                               C_,
-                               keep ? shift_ : shift_.reversed().within(H_, W_)};
-    if (keep) {
-      launch_spatial_shift_keep_backward(p, dtype_of(dy), stream);
+    const Rows rows{dy.const_data_ptr(), 0, C_};
+    if (shift_.border == Border::kKeep) {
+      launch_spatial_shift_keep_backward(params(rows, dx, shift_), dtype_of(dy), stream);
     } else {
-      launch_spatial_shift(p, stream);
+      launch_spatial_shift(params(rows, dx, shift_.reversed().within(H_, W_)), stream);
     }
   }
 
  private:
+  SpatialShiftParams params(const Rows& x, const Tensor& y, const Shift& shift) const {
+    return {x.data,
+            y.mutable_data_ptr(),
+            B_,
+            H_,
+            W_,
+            C_,
+            static_cast<int32_t>(y.element_size()),
+            x.stride * H_ * W_,
+            x.stride * W_,
+            x.stride,
+            shift};
+  }
+
   static int32_t side(int64_t size) {
     STD_TORCH_CHECK(size <= kMaxSide, "H, W and the channels must be at most ", kMaxSide, ", got ",
                     size);
@@ -103,14 +111,6 @@ class MapShift {
 struct ShiftArgs {
   int64_t H, W;
   const std::string& spec;
-};
-
-// Rows, and the norm that they still want on their way into a product.
-struct Normed {
-  Images rows;
-  NormParams norm;
-
-  Operand operand(bool sums_rows) const { return operand_of(rows, sums_rows, norm); }
 };
 
 // Two layers between two norms, perhaps with a shift before the second one.
@@ -133,19 +133,28 @@ struct Mlp {
     if (between) shift.emplace(between->H, between->W, between->spec, x.count, first.w.count);
   }
 
-  Operand shifted(const Operand& hidden) const { return shift ? shift->of(hidden) : hidden; }
-
-  // x as the first layer takes it. sm_90a's products take plain rows alone: for them the norm is a
-  // pass of its own, which costs one write of x.
+  // x as the first layer takes it.
   Normed launch_norm_of_x(Call& call, const NormParams& params, cudaStream_t stream) const {
-    const Operand dense{{nullptr, 0, x.columns}, false};
     const Result to{nullptr, call.dtype(), 0, first.w.count};
-    if (norm.kind == kNone || !fits_sm90(first.product(call, x.count, dense, to))) {
-      return {x, params};
+    return launch_norm_of(call, x, params, false, stream, [&](const Operand& dense) {
+      return first.product(call, x.count, dense, to);
+    });
+  }
+
+  // What the second layer takes; what entered the activation goes to `inner`, where that is given.
+  // A kernel that can moves the hidden as it is stored.
+  Operand launch_hidden(Call& call, const Normed& in, void* inner, cudaStream_t stream) const {
+    const Tensor memory = call.empty({1, x.count, first.w.count}, call.dtype());
+    Result to = first.result(call, memory, first.activation);
+    to.inner = inner;
+    const Product p = first.product(call, x.count, in.operand(false), to);
+    const Operand hidden = operand_of(call.images(memory, "the hidden"), false);
+    if (shift && fits_sm90(p, shift->on_write())) {
+      launch_product_sm90(p, shift->on_write(), stream);
+      return hidden;
     }
-    const Tensor normed = call.empty({1, x.count, x.columns}, call.dtype());
-    launch_norm(x, params, {}, {}, normed.mutable_data_ptr(), call.dtype(), stream);
-    return {call.images(normed, "the norm of x"), {}};
+    multiply(p, stream);
+    return shift ? shift->of(hidden) : hidden;
   }
 };
 

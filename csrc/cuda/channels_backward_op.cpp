@@ -5,36 +5,25 @@
 namespace shiftmlp {
 namespace {
 
-// What comes in from above a layer: rows * scale.
-struct Incoming {
-  Images rows;
-  Vector scale;
-
-  Operand operand(bool sums_rows) const {
-    Operand operand = operand_of(rows, sums_rows);
-    operand.scale = scale;
-    return operand;
-  }
-};
-
-// Through scale * post(branch). Where there is no norm the branch may be anything but for dscale.
-Incoming launch_last_backward(Call& call, const Images& dy, const Images& branch,
-                              const NormArgs& post, const Vector& scale,
-                              const OptionalTensor& dweight, const OptionalTensor& dbias,
-                              const OptionalTensor& dscale, const OptionalTensor& db,
-                              cudaStream_t stream) {
+// The gradient of a branch from that of scale * post(branch). Where there is no norm the branch may
+// be anything but for dscale.
+Images launch_last_backward(Call& call, const Images& dy, const Images& branch,
+                            const NormArgs& post, const Vector& scale,
+                            const OptionalTensor& dweight, const OptionalTensor& dbias,
+                            const OptionalTensor& dscale, const OptionalTensor& db,
+                            cudaStream_t stream) {
   NormBackward p{};
   p.dy = dy, p.x = branch, p.scale = scale;
   if (post.kind == kNone) {  // a bias that all is added to, like that of a norm
     if (db || dscale) launch_norm_gradients(call, p, {}, {}, db, dscale, stream);
-    return {dy, scale};
+    return launch_scaled(call, dy, scale, stream);
   }
   p.norm = launch_moments_of(call, branch, post, stream);
   const Tensor dbranch = call.empty({1, dy.count, dy.columns}, call.dtype());
   launch_norm_gradients(call, p, dbranch, dweight, dbias, dscale, stream);
   const Images incoming = call.images(dbranch, "the gradient of the result");
   launch_sum_over_rows(call, incoming, {}, db, stream);
-  return {incoming, {}};
+  return incoming;
 }
 
 // In the order of the op's tensors: x, two of the norm, w1, b1, w2, b2, two of the norm after it
@@ -47,20 +36,18 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
   const Images dy = call.images(dy_given, {1, positions, last.w.count}, "dy");
   const NormParams norm = launch_moments_of(call, x, norm_args, stream);
   const Normed in = mlp.launch_norm_of_x(call, norm, stream);
-  const Images inner = first.launch(call, positions, in.operand(false), Activation::kNone, stream);
-  const auto hidden = [&](bool sums_rows) {
-    Operand operand = operand_of(inner, sums_rows);
-    operand.activation = mlp.first.activation;
-    return mlp.shifted(operand);
-  };
+  const Tensor memory = call.empty({1, positions, first.w.count}, call.dtype());
+  const Images inner = call.images(memory, "the hidden");  // before the activation
+  Operand hidden = mlp.launch_hidden(call, in, memory.mutable_data_ptr(), stream);
   Images branch = dy;
   if (to[9] || post.kind != kNone) {
-    branch = last.launch(call, positions, hidden(false), Activation::kNone, stream);
+    branch = last.launch(call, positions, hidden, Activation::kNone, stream);
   }
-  const Incoming dlast =
+  const Images dlast =
       launch_last_backward(call, dy, branch, post, call.vector(scale, dy.columns, "scale"), to[7],
                            to[8], to[9], to[6], stream);
-  launch_sum_of_products(call, last.gradient(call, positions, dlast.operand(true), hidden(true)),
+  hidden.sums_rows = true;
+  launch_sum_of_products(call, last.gradient(call, positions, operand_of(dlast, true), hidden),
                          to[5], stream);
   const bool wants_normed = to[0] || to[1] || to[2];
   if (!wants_normed && !to[3] && !to[4]) return;
@@ -70,14 +57,14 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
   if (shift) {
     Call temporary(gradient);
     const Tensor moved = temporary.empty({1, positions, first.w.count}, call.dtype());
-    multiply(last.backward(call, positions, dlast.operand(false), call.result(moved)), stream);
+    multiply(last.backward(call, positions, operand_of(dlast, false), call.result(moved)), stream);
     shift->launch_backward(moved, gradient, stream);
     launch_activation_backward(dinner, {}, inner, first.activation, gradient.mutable_data_ptr(),
                                call.dtype(), stream);
   } else {
     Result result = call.result(gradient);
     result.activation = first.activation, result.slope_of = inner.rows;
-    multiply(last.backward(call, positions, dlast.operand(false), result), stream);
+    multiply(last.backward(call, positions, operand_of(dlast, false), result), stream);
   }
   const Operand dsums = operand_of(dinner, true);
   launch_sum_of_products(call, first.gradient(call, positions, dsums, in.operand(true)), to[3],
@@ -144,24 +131,34 @@ void shift_linear_backward(const Gradients& to, const Tensor& dy_given, const Te
     const auto again = [&](Activation activation) {
       return layer.launch(call, positions, map.of(operand_of(x, false)), activation, stream);
     };
-    Incoming dsums =
-        launch_last_backward(call, dy, to[3] ? again(layer.activation) : dy, kNoNorm, scale, {}, {},
-                             to[3], activates ? kNothing : to[2], stream);
+    const Vector scale_here = activates ? Vector{} : scale;
+    Images dsums =
+        launch_last_backward(call, dy, to[3] ? again(layer.activation) : dy, kNoNorm, scale_here,
+                             {}, {}, to[3], activates ? kNothing : to[2], stream);
     if (activates) {
       const Images inner = again(Activation::kNone);
       const Tensor gradient = call.empty({1, positions, dy.columns}, call.dtype());
       launch_activation_backward(dy, scale, inner, layer.activation, gradient.mutable_data_ptr(),
                                  call.dtype(), stream);
-      dsums = {call.images(gradient, "the gradient of the sums"), {}};
-      launch_sum_over_rows(call, dsums.rows, {}, to[2], stream);
+      dsums = call.images(gradient, "the gradient of the sums");
+      launch_sum_over_rows(call, dsums, {}, to[2], stream);
     }
-    const Operand in = map.of(operand_of(x, true));
-    launch_sum_of_products(call, layer.gradient(call, positions, dsums.operand(true), in), to[1],
-                           stream);
+    if (to[1]) {
+      const auto gradient = [&](const Operand& in) {
+        return layer.gradient(call, positions, operand_of(dsums, true), in);
+      };
+      Product product = gradient(map.of(operand_of(x, true)));
+      if (fits_sm90(in_parts(gradient({{nullptr, 0, x.columns}, true})))) {
+        const Tensor moved = call.empty({1, positions, x.columns}, call.dtype());
+        map.launch(x, moved, stream);
+        product = gradient(operand_of(call.images(moved, "the shift of x"), true));
+      }
+      launch_sum_of_products(call, product, to[1], stream);
+    }
     if (!to[0]) return;
     check_shape(*to[0], {1, positions, x.columns}, "the gradient of x");
     const Tensor moved = call.empty({1, positions, x.columns}, call.dtype());
-    multiply(layer.backward(call, positions, dsums.operand(false), call.result(moved)), stream);
+    multiply(layer.backward(call, positions, operand_of(dsums, false), call.result(moved)), stream);
     map.launch_backward(moved, *to[0], stream);
   });
 }

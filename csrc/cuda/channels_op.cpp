@@ -25,27 +25,11 @@ void launch_last(Call& call, const ChannelLayer& layer, int32_t positions, const
   multiply(layer.product(call, positions, in, to), stream);
 }
 
-// What the second layer takes. A kernel that can moves the hidden as it is stored.
-Operand launch_hidden(Call& call, const Mlp& mlp, cudaStream_t stream) {
-  const ChannelLayer& first = mlp.first;
-  const int32_t positions = mlp.x.count;
-  const NormParams norm = launch_moments_of(call, mlp.x, mlp.norm, stream);
-  const Normed in = mlp.launch_norm_of_x(call, norm, stream);
-  const Tensor memory = call.empty({1, positions, first.w.count}, call.dtype());
-  const Product p = first.product(call, positions, in.operand(false),
-                                  first.result(call, memory, first.activation));
-  const Operand hidden = operand_of(call.images(memory, "the hidden"), false);
-  if (mlp.shift && fits_sm90(p, mlp.shift->on_write())) {
-    launch_product_sm90(p, mlp.shift->on_write(), stream);
-    return hidden;
-  }
-  multiply(p, stream);
-  return mlp.shifted(hidden);
-}
-
 void launch_mlp(Call& call, const Mlp& mlp, const Tensor& y, const OptionalTensor& scale,
                 const OptionalTensor& residual, cudaStream_t stream) {
-  const Operand hidden = launch_hidden(call, mlp, stream);
+  const NormParams norm = launch_moments_of(call, mlp.x, mlp.norm, stream);
+  const Normed in = mlp.launch_norm_of_x(call, norm, stream);
+  const Operand hidden = mlp.launch_hidden(call, in, nullptr, stream);
   launch_last(call, mlp.last, mlp.x.count, hidden, y, mlp.post, scale, residual, stream);
 }
 

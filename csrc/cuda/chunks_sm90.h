@@ -50,12 +50,14 @@ struct Turn {
 struct Params {
   Side rows;
   ResultSm90 result;
-  int32_t K, splits;
-  int32_t cluster;  // blocks, 1 or 2, whose parts are one below another
+  int32_t images, K, splits;
+  bool shares_columns, shares_rows;  // all images do
+  int32_t cluster;                   // blocks, 1 or 2, whose parts are one below another
 };
 
 struct Maps {
-  TensorMap rows, columns, y;
+  TensorMap rows, columns;
+  ResultMaps results;
 };
 
 // The parts of the result that a cluster computes, each block kRows of its rows; those of the last
@@ -66,28 +68,31 @@ struct Parts {
     int32_t first, chunks;  // of the sum
   };
 
-  int32_t across, down, chunks, splits, columns, cluster;
+  int32_t across, down, columns, cluster;
+  int32_t of_image;  // chunks
+  int64_t chunks;    // of all images,
+  int32_t images;    // and of how many images of the result
 
   __host__ __device__ Parts(const Params& p, int columns)
       : across((p.result.M + columns - 1) / columns),
         down((p.result.N + p.cluster * kRows - 1) / (p.cluster * kRows)),
-        chunks((p.K + kTerms - 1) / kTerms),
-        splits(p.splits > 0 ? p.splits : 1),
         columns(columns),
-        cluster(p.cluster) {}
+        cluster(p.cluster),
+        of_image((p.K + kTerms - 1) / kTerms),
+        chunks(int64_t{p.images} * of_image),
+        images(p.splits > 0 ? p.splits : p.images) {}
 
-  __host__ __device__ int64_t count() const { return int64_t{across} * down * splits; }
+  __host__ __device__ int64_t count() const { return int64_t{across} * down * images; }
 
   // This block's are first(), and every step()th one from there on.
   __device__ int32_t first() const { return blockIdx.x / cluster; }
   __device__ int32_t step() const { return gridDim.x / cluster; }
 
   __device__ Part operator[](int32_t i) const {
-    const int32_t part = i / (across * down), place = i % (across * down);
-    const int32_t first = int64_t{part} * chunks / splits;
-    const int32_t end = int64_t{part + 1} * chunks / splits;
+    const int32_t image = i / (across * down), place = i % (across * down);
+    const int32_t first = image * chunks / images, end = (image + 1) * chunks / images;
     const int32_t row = (place / across * cluster + cluster_rank()) * kRows;
-    return {{part, row, place % across * columns}, first, end - first};
+    return {{image, row, place % across * columns}, first, end - first};
   }
 };
 
@@ -115,34 +120,36 @@ __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params
   };
   for (int32_t i = parts.first(); i < parts.count(); i += parts.step()) {
     const Parts::Part part = parts[i];
-    for (int32_t k = part.first * kTerms; k < (part.first + part.chunks) * kTerms; k += kTerms) {
+    for (int32_t chunk = part.first; chunk < part.first + part.chunks; ++chunk) {
+      const int32_t image = chunk / parts.of_image, k = chunk % parts.of_image * kTerms;
+      const int32_t of_columns = p.shares_columns ? 0 : image, of_rows = p.shares_rows ? 0 : image;
       Mbarrier& full = shared.full[turn.place];
       auto& [rows, columns] = shared.chunks[turn.place];
       mbarrier_wait(shared.empty[turn.place], turn.phase ^ 1);
       if (threadIdx.x == kConsumers) {
         mbarrier_arrive_expect(full, sizeof columns + (gathers ? 0 : sizeof rows));
-        const auto load_share = [&](Line<T>* lines, const int (&at)[2]) {
+        const auto load_share = [&](Line<T>* lines, const int (&at)[3]) {
           if (p.cluster == 1) return tma_load(lines, maps.columns, full, at);
           tma_multicast(lines, maps.columns, full, at, 3);
         };
         if constexpr (Layout::kColumnsSumRows) {
           for (int c = 0; c < kColumns; c += 64) {
-            load_share(columns + c + share, {part.column + c, k + share});
+            load_share(columns + c + share, {part.column + c, k + share, of_columns});
           }
         } else {
-          load_share(columns + share, {k, part.column + share});
+          load_share(columns + share, {k, part.column + share, of_columns});
         }
         if constexpr (Layout::kRowsSumRows) {
           for (int r = 0; r < kRows; r += 64) {
-            tma_load(rows + r, maps.rows, full, {part.row + r, k});
+            tma_load(rows + r, maps.rows, full, {part.row + r, k, of_rows});
           }
         } else if (!gathers) {
-          tma_load(rows, maps.rows, full, {k, part.row});
+          tma_load(rows, maps.rows, full, {k, part.row, of_rows});
         }
       }
       turn.next();
       if (!gathers) continue;
-      copy_any(pieces_of(rows, part.row, k), p.rows, 0);
+      copy_any(pieces_of(rows, part.row, k), p.rows, image);
       cp_async_commit();
       if (++under_way <= kGathersAhead) continue;
       cp_async_wait<kGathersAhead>();

@@ -64,9 +64,10 @@ class Call {
     };
     const bool dense = given->size(rows + 1) <= 1 || given->stride(rows + 1) == 1;
     const Tensor& x = keep(dense ? *given : torch::stable::contiguous(*given));
-    return {{x.const_data_ptr(), rows ? x.stride(0) : 0, x.stride(rows)},
+    const int64_t images = rows ? x.size(0) : 1;
+    return {{x.const_data_ptr(), images > 1 ? x.stride(0) : 0, x.stride(rows)},
             dtype_,
-            rows ? x.size(0) : 1,
+            images,
             size(rows),
             size(rows + 1)};
   }
@@ -74,6 +75,13 @@ class Call {
                 const char* name) {
     if (given) check_shape(*given, sizes, name);
     return images(given, name);
+  }
+  // A (rows, columns) weight whose rows begin at multiples of 16 bytes, as fast copies want them.
+  Tensor aligned(const Tensor& weight) {
+    const int64_t rest = weight.dim() == 2 ? weight.size(1) % 8 : 0;
+    if (rest == 0) return weight;
+    Tensor padded = torch::stable::pad(weight, {0, 8 - rest}, "constant", 0.0);
+    return torch::stable::narrow(padded, 1, 0, weight.size(1));
   }
   // (rows, columns)
   Images weight(const Tensor& given, int64_t columns, const char* name) {
@@ -156,6 +164,37 @@ inline NormParams launch_moments_of(Call& call, const Images& x, const NormArgs&
   return params;
 }
 
+// Rows, and the norm that they still want on their way into a product.
+struct Normed {
+  Images rows;
+  NormParams norm;
+
+  Operand operand(bool sums_rows) const { return operand_of(rows, sums_rows, norm); }
+};
+
+// x as product(operand) takes it. sm_90a's takes plain rows alone: for it the norm is a pass of its
+// own, which costs one write of x.
+template <class MakeProduct>
+Normed launch_norm_of(Call& call, const Images& x, const NormParams& norm, bool sums_rows,
+                      cudaStream_t stream, const MakeProduct& product) {
+  const bool has_norm = norm.mean || norm.weight.data || norm.bias.data;
+  const Operand dense{{nullptr, x.images > 1 ? int64_t{x.count} * x.columns : 0, x.columns},
+                      sums_rows};
+  if (!has_norm || !fits_sm90(product(dense))) return {x, norm};
+  const Tensor normed = call.empty({x.images, x.count, x.columns}, call.dtype());
+  launch_norm(x, norm, {}, {}, normed.mutable_data_ptr(), call.dtype(), stream);
+  return {call.images(normed, "the norm of x"), {}};
+}
+
+// a * scale, in memory.
+inline Images launch_scaled(Call& call, const Images& a, const Vector& scale, cudaStream_t stream) {
+  if (!scale.data) return a;
+  const Tensor scaled = call.empty({a.images, a.count, a.columns}, call.dtype());
+  launch_norm(a, {nullptr, nullptr, scale, {}}, {}, {}, scaled.mutable_data_ptr(), call.dtype(),
+              stream);
+  return call.images(scaled, "what is scaled");
+}
+
 // The product, by the kernel of its own that sm_90a has, where that takes the operands.
 inline void multiply(const Product& p, cudaStream_t stream) {
   fits_sm90(p) ? launch_product_sm90(p, {}, stream) : launch_product(p, stream);
@@ -172,15 +211,18 @@ void launch_sum(Call& call, int32_t parts, const Tensor& gradient,
   launch_sum_parts(memory, parts, gradient.numel(), gradient.mutable_data_ptr(), dtype, stream);
 }
 
-// Of p's result, (N, M), over all images.
-inline void launch_sum_of_products(Call& call, Product p, const OptionalTensor& gradient,
+// p's result, (N, M), in parts of the sum over all images.
+inline Product in_parts(Product p, float* parts = nullptr) {
+  p.splits = parts_of(p.images * p.K, 256, ceil_div(p.M, 128) * ceil_div(p.N, 128));
+  p.result = {parts, DType::kFloat32, int64_t{p.N} * p.M, p.M};
+  return p;
+}
+
+inline void launch_sum_of_products(Call& call, const Product& p, const OptionalTensor& gradient,
                                    cudaStream_t stream) {
   if (!gradient) return;
-  p.splits = parts_of(p.images * p.K, 256, ceil_div(p.M, 128) * ceil_div(p.N, 128));
-  launch_sum(call, p.splits, *gradient, {p.N, p.M}, stream, [&](float* parts) {
-    p.result = {parts, DType::kFloat32, int64_t{p.N} * p.M, p.M};
-    multiply(p, stream);
-  });
+  launch_sum(call, in_parts(p).splits, *gradient, {p.N, p.M}, stream,
+             [&](float* parts) { multiply(in_parts(p, parts), stream); });
 }
 
 // Of a, or a * b, over all rows.

@@ -15,15 +15,13 @@ namespace shiftmlp {
 namespace {
 
 // By both warpgroups.
-template <class T, class Layout, int kColumns>
-__device__ void multiply(Shared<T, kColumns>& shared, const TensorMap& y, const Params& p,
+template <class T, class Layout, bool kSlope, int kColumns>
+__device__ void multiply(Shared<T, kColumns>& shared, const ResultMaps& results, const Params& p,
                          const Parts& parts, bool gathers) {
   constexpr Major kRowsMajor = Layout::kRowsSumRows ? Major::kMN : Major::kK;
   constexpr Major kColumnsMajor = Layout::kColumnsSumRows ? Major::kMN : Major::kK;
   constexpr int kNextColumns = Layout::kColumnsSumRows ? kTerms * sizeof(Line<T>) : 16;
   constexpr int kPlaces = Shared<T, kColumns>::kPlaces;
-  // A forward product is activated; a gradient is multiplied by a slope.
-  constexpr bool kSlope = Layout::kColumnsSumRows;
   const int group = threadIdx.x / kWarpgroup, thread = threadIdx.x % kWarpgroup;
   Turn<kPlaces> turn;
   const auto hand_back = [&](int place) {
@@ -67,13 +65,14 @@ __device__ void multiply(Shared<T, kColumns>& shared, const TensorMap& y, const 
     wgmma_wait<0>(sums);
     hand_back(turn.place > 0 ? turn.place - 1 : kPlaces - 1);
     named_barrier(2 + group, kWarpgroup);  // the columns are there
-    store_result<T, kSlope, kColumns>(shared.y[group], y, p.result, part, sums, columns);
+    store_result<T, kSlope, kColumns>(shared.y[group], results, p.result, part, sums, columns);
     named_barrier(2 + group, kWarpgroup);  // and free
   }
   if (thread == 0) tma_store_wait_read<0>();
 }
 
-template <class T, class Layout, int kColumns>
+// A result is activated, or, with kSlope, multiplied by a slope.
+template <class T, class Layout, bool kSlope, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
     product_sm90_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   auto& shared = shared_memory<Shared<T, kColumns>>();
@@ -87,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Parts parts(p, kColumns);
   if (threadIdx.x < kConsumers) {
     take_registers<kMayGather ? 216 : 232>();
-    multiply<T, Layout, kColumns>(shared, maps.y, p, parts, gathers);
+    multiply<T, Layout, kSlope, kColumns>(shared, maps.results, p, parts, gathers);
   } else {
     give_registers<kMayGather ? 72 : 40>();
     if (gathers || threadIdx.x == kConsumers) {
@@ -97,17 +96,23 @@ __global__ void __launch_bounds__(kThreads, 1)
   cluster_barrier();  // the other block hands places back to this one until it has read them all
 }
 
+// Images of `count` rows, in boxes of 64 of their columns by so many rows.
+template <class T>
+TensorMap map_of(const void* data, int64_t stride_b, int64_t stride, int64_t images, int32_t count,
+                 int32_t columns, int rows) {
+  const bool one = stride_b == 0;
+  return tensor_map<T, 3>(static_cast<const T*>(data), {columns, count, one ? 1 : images},
+                          {stride, one ? stride : stride_b}, {64, rows, 1}, Swizzle::kSwizzle128);
+}
+
 // An operand in boxes of 64 terms by `lines` of its rows or columns, or of 64 of them by 64 terms;
 // each of so many blocks loads an equal share of such a box.
 template <class T>
-TensorMap map_of(const Operand& o, int32_t size, int32_t K, int lines, int blocks) {
-  const T* const data = static_cast<const T*>(o.rows.data);
-  if (o.sums_rows) {
-    return tensor_map<T, 2>(data, {size, K}, {o.rows.stride}, {64, kTerms / blocks},
-                            Swizzle::kSwizzle128);
-  }
-  return tensor_map<T, 2>(data, {K, size}, {o.rows.stride}, {kTerms, lines / blocks},
-                          Swizzle::kSwizzle128);
+TensorMap map_of(const Operand& o, int64_t images, int32_t size, int32_t K, int lines, int blocks) {
+  static_assert(kTerms == 64);
+  const auto& [data, stride_b, stride] = o.rows;
+  if (o.sums_rows) return map_of<T>(data, stride_b, stride, images, K, size, kTerms / blocks);
+  return map_of<T>(data, stride_b, stride, images, size, K, lines / blocks);
 }
 
 // How many parts the busiest block computes.
@@ -116,23 +121,29 @@ int64_t most_parts(const Params& p, int columns) {
   return (Parts(p, columns).count() + clusters - 1) / clusters;
 }
 
-template <class T, class Layout, int kColumns>
+template <class T, class Layout, bool kSlope, int kColumns>
 void launch_for(const Product& product, Params p, cudaStream_t stream) {
   static_assert(sizeof(Shared<T, kColumns>) <= kSharedLimit);
   Params pairs = p;
   pairs.cluster = 2;
   if (p.result.N > kRows && most_parts(pairs, kColumns) <= most_parts(p, kColumns)) p = pairs;
   Maps maps{};
-  maps.columns = map_of<T>(product.columns, product.M, product.K, kColumns, p.cluster);
-  if (!product.rows.shift) maps.rows = map_of<T>(product.rows, product.N, product.K, kRows, 1);
-  if (product.result.dtype == product.dtype) {
-    maps.y = tensor_map<T, 2>(static_cast<const T*>(product.result.data), {product.M, product.N},
-                              {product.result.stride}, {kAtOnce, kRows / 2}, Swizzle::kSwizzle128);
+  maps.columns =
+      map_of<T>(product.columns, product.images, product.M, product.K, kColumns, p.cluster);
+  if (!product.rows.shift) {
+    maps.rows = map_of<T>(product.rows, product.images, product.N, product.K, kRows, 1);
   }
+  const Result& y = product.result;
+  const auto map_of_result = [&](const void* data) {
+    return map_of<T>(data, y.stride_b, y.stride, product.images, product.N, product.M, kRows / 2);
+  };
+  if (y.dtype == product.dtype) maps.results.y = map_of_result(y.data);
+  if (y.inner) maps.results.inner = map_of_result(y.inner);
   const int64_t clusters =
       std::min<int64_t>(Parts(p, kColumns).count(), multiprocessors() / p.cluster);
-  launch_clusters(product_sm90_kernel<T, Layout, kColumns>, p.cluster, dim3(clusters * p.cluster),
-                  dim3(kThreads), sizeof(Shared<T, kColumns>), stream, maps, p);
+  launch_clusters(product_sm90_kernel<T, Layout, kSlope, kColumns>, p.cluster,
+                  dim3(clusters * p.cluster), dim3(kThreads), sizeof(Shared<T, kColumns>), stream,
+                  maps, p);
 }
 
 // The time of the busiest block, for parts of so many columns.
@@ -141,12 +152,15 @@ int64_t cost(const Params& p, int columns) {
   return most_parts(p, columns) * (columns + kFixed);
 }
 
-template <class T, class Layout>
+template <class T, class Layout, bool kSlope>
 void launch_layout(const Product& product, const Params& p, cudaStream_t stream) {
   const int64_t wide = cost(p, 256), middle = cost(p, 192), narrow = cost(p, 128);
-  if (wide <= std::min(middle, narrow)) return launch_for<T, Layout, 256>(product, p, stream);
-  if (middle <= narrow) return launch_for<T, Layout, 192>(product, p, stream);
-  launch_for<T, Layout, 128>(product, p, stream);
+  const auto launch = [&](auto columns) {
+    launch_for<T, Layout, kSlope, decltype(columns)::value>(product, p, stream);
+  };
+  if (wide <= std::min(middle, narrow)) return launch(std::integral_constant<int, 256>{});
+  if (middle <= narrow) return launch(std::integral_constant<int, 192>{});
+  launch(std::integral_constant<int, 128>{});
 }
 
 bool is_plain(const Operand& o) {
@@ -154,23 +168,53 @@ bool is_plain(const Operand& o) {
          o.activation == Activation::kNone;
 }
 
-bool fits_tma_of(const Operand& o, int32_t size, int32_t K) {
-  return fits_tma(o.rows.data, o.rows.stride, o.sums_rows ? size : K);
+// Of a last piece of 16 bytes, TMA loads what belongs to the row.
+bool fits_tma_of(const Rows& rows, int64_t columns) {
+  const int64_t whole = (columns + 7) / 8 * 8;
+  const bool one = rows.stride_b == 0;
+  return one ? fits_tma(rows.data, rows.stride, whole) : fits_tma(rows, whole);
 }
 
-bool fits(const Result& y, DType dtype, int32_t M) {
-  const auto fits_rows = [M](const Rows& rows) {
-    return !rows.data || fits_tma(rows.data, rows.stride, M);
+bool fits_tma_of(const Operand& o, int32_t size, int32_t K) {
+  return fits_tma_of(o.rows, o.sums_rows ? size : K);
+}
+
+// Whether the kernel with kSlope is meant.
+bool has_slope(const Product& p) { return p.result.slope_of.data || p.rows.sums_rows; }
+
+bool fits_result(const Product& p) {
+  const Result& y = p.result;
+  if (y.factor.data) return false;
+  if (has_slope(p)) {
+    const bool activates = y.activation != Activation::kNone;
+    if (!p.columns.sums_rows || y.residual.data || y.row_bias.data || y.inner) return false;
+    if (activates && !y.slope_of.data) return false;
+  }
+  if (y.inner && (y.residual.data || y.scale.data || y.dtype != p.dtype)) return false;
+  const auto fits = [&p](const Rows& rows) {
+    return !rows.data || (p.M % 8 == 0 && fits_tma_of(rows, p.M));
   };
-  return (y.dtype == dtype || y.dtype == DType::kFloat32) && !y.row_bias.data && !y.factor.data &&
-         fits_tma(y.data, y.stride, M) && fits_rows(y.residual) && fits_rows(y.slope_of);
+  if (!fits(y.residual) || !fits(y.slope_of)) return false;
+  if (y.dtype == DType::kFloat32) {  // stored by twos
+    return reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && (p.M | y.stride | y.stride_b) % 2 == 0;
+  }
+  const Rows inner{y.inner, y.stride_b, y.stride};
+  return y.dtype == p.dtype && p.M % 8 == 0 && fits(inner) &&
+         fits_tma_of({y.data, y.stride_b, y.stride}, p.M);
 }
 
 Params params_of(const Product& p, const MoveOnWrite& move) {
   Operand to{{p.result.data, 0, p.result.stride}, false};
   to.shift = move.shift, to.H = move.H, to.W = move.W;
   const ResultSm90 result{p.result, side_of(to, p.N, p.M, 2), p.M, p.N};
-  return {side_of(p.rows, p.N, p.K, 2), result, p.K, p.splits, 1};
+  return {side_of(p.rows, p.N, p.K, 2),
+          result,
+          static_cast<int32_t>(p.images),
+          p.K,
+          p.splits,
+          p.columns.rows.stride_b == 0,
+          p.rows.rows.stride_b == 0,
+          1};
 }
 
 }  // namespace
@@ -178,29 +222,29 @@ Params params_of(const Product& p, const MoveOnWrite& move) {
 bool fits_sm90(const Product& p, const MoveOnWrite& move) {
   if (!is_hopper() || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)) return false;
   constexpr int kMost = 1 << 30;  // what is added to a size before it is divided must fit too
-  if (std::min({p.M, p.N, p.K}) < 1 || std::max({p.M, p.N, p.K}) > kMost) return false;
-  if (p.images != 1 || !is_plain(p.columns) || !is_plain(p.rows)) return false;
-  if (p.columns.shift || !fits_tma_of(p.columns, p.M, p.K)) return false;
+  if (std::min<int64_t>({p.M, p.N, p.K, p.images}) < 1) return false;
+  if (std::max<int64_t>({p.M, p.N, p.K, p.images}) > kMost) return false;
+  if (!is_plain(p.columns) || p.columns.shift || !is_plain(p.rows)) return false;
+  if (!fits_tma_of(p.columns, p.M, p.K)) return false;
   if (p.rows.shift ? p.columns.sums_rows : !fits_tma_of(p.rows, p.N, p.K)) return false;
   if (p.rows.sums_rows && !p.columns.sums_rows) return false;
-  const Result& y = p.result;
-  const bool activates = y.activation != Activation::kNone;
-  const bool takes_others =
-      p.columns.sums_rows ? !y.residual.data && (!activates || y.slope_of.data) : !y.slope_of.data;
-  if (!takes_others) return false;
+  if (!fits_result(p)) return false;
   const Params params = params_of(p, move);
-  if (move.shift && (params.result.to.bytes < 16 || y.dtype != p.dtype)) return false;
+  const bool moves = params.result.to.bytes == 16 && p.result.dtype == p.dtype && p.images == 1;
+  if (move.shift && !moves) return false;
   const Parts parts(params, 128);
-  return parts.splits <= parts.chunks && parts.count() <= kMost && fits(y, p.dtype, p.M);
+  return parts.images <= parts.chunks && std::max(parts.chunks, parts.count()) <= kMost;
 }
 
 void launch_product_sm90(const Product& p, const MoveOnWrite& move, cudaStream_t stream) {
   const Params params = params_of(p, move);
   const auto launch = [&](auto type) {
     using T = typename decltype(type)::type;
-    if (!p.columns.sums_rows) return launch_layout<T, Layout<false, false>>(p, params, stream);
-    if (!p.rows.sums_rows) return launch_layout<T, Layout<true, false>>(p, params, stream);
-    launch_layout<T, Layout<true, true>>(p, params, stream);
+    if (!p.columns.sums_rows)
+      return launch_layout<T, Layout<false, false>, false>(p, params, stream);
+    if (p.rows.sums_rows) return launch_layout<T, Layout<true, true>, true>(p, params, stream);
+    if (has_slope(p)) return launch_layout<T, Layout<true, false>, true>(p, params, stream);
+    launch_layout<T, Layout<true, false>, false>(p, params, stream);
   };
   p.dtype == DType::kFloat16 ? launch(Type<__half>{}) : launch(Type<__nv_bfloat16>{});
 }

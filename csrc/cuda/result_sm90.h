@@ -17,6 +17,11 @@ struct alignas(8) Pair {
   float first, second;
 };
 
+// Where TMA stores it.
+struct ResultMaps {
+  TensorMap y, inner;
+};
+
 // The result of a launch.
 struct ResultSm90 {
   Result y;
@@ -26,17 +31,16 @@ struct ResultSm90 {
 
 // What a warpgroup computes of it: 64 rows from `row` on.
 struct Place {
-  int64_t image;
-  int32_t row, column;
+  int32_t image, row, column;
 };
 
 // Two neighbouring columns of both of a lane's rows, in every eight of kAtOnce columns.
 using Words = uint32_t[kAtOnce / 8][2];
 
 template <class T>
-__device__ void load_words(Words& to, const Rows& from, const ResultSm90& p, int32_t row,
-                           int32_t column) {
-  const T* const data = static_cast<const T*>(from.data);
+__device__ void load_words(Words& to, const Rows& from, const ResultSm90& p, int32_t image,
+                           int32_t row, int32_t column) {
+  const T* const data = static_cast<const T*>(from.data) + image * from.stride_b;
 #pragma unroll
   for (int n = 0; n < kAtOnce / 8; ++n) {
 #pragma unroll
@@ -88,22 +92,26 @@ __device__ void store_moved(Line<T>* lines, const ResultSm90& p, int32_t row, in
   }
 }
 
-// With kSlope, scale * v * activation'(slope_of); else residual + scale * activation(v).
+// With kSlope, scale * v * activation'(slope_of); else residual + scale * activation(v), after v
+// itself where that is wanted.
 template <class T, bool kSlope, int kColumns>
-__device__ void store_result(Line<T>* lines, const TensorMap& map, const ResultSm90& p,
+__device__ void store_result(Line<T>* lines, const ResultMaps& maps, const ResultSm90& p,
                              const Place& place, const float (&sums)[kColumns / 2],
                              const OfColumn* columns) {
   const Result& y = p.y;
   const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
   const int barrier = 2 + threadIdx.x / kWarpgroup, q = lane % 4 * 2;
   const int32_t row = place.row + warp * 16 + lane / 4;
+  float row_bias[2] = {};
+  if constexpr (!kSlope) {
+    for (int half = 0; half < 2; ++half) {
+      if (row + 8 * half < p.N) row_bias[half] = read(y.row_bias, row + 8 * half);
+    }
+  }
 #pragma unroll
   for (int c = 0; c < kColumns; c += kAtOnce) {
     const int32_t column = place.column + c;
     if (column >= p.M) break;
-    const Rows& others = kSlope ? y.slope_of : y.residual;
-    Words words = {};
-    if (others.data) load_words<T>(words, others, p, row, column + q);
     float values[kAtOnce / 8][2][2];
     const auto for_each_pair = [&](const auto& f) {
 #pragma unroll
@@ -112,6 +120,42 @@ __device__ void store_result(Line<T>* lines, const TensorMap& map, const ResultS
         for (int half = 0; half < 2; ++half) f(n, half, values[n][half]);
       }
     };
+    const auto sum = [&](int n, int half, int j) {
+      const float bias = row_bias[half] + columns[c + 8 * n + q + j].bias;
+      return sums[(c / 8 + n) * 4 + 2 * half + j] + bias;
+    };
+    const auto store = [&](const TensorMap& map, bool moves) {
+      if (thread == 0) tma_store_wait_read<0>();
+      named_barrier(barrier, kWarpgroup);  // the lines before these are stored
+#pragma unroll
+      for (int n = 0; n < kAtOnce / 8; n += 2) {
+        const uint32_t packed[4] = {pack<T>(values[n][0][0], values[n][0][1]),
+                                    pack<T>(values[n][1][0], values[n][1][1]),
+                                    pack<T>(values[n + 1][0][0], values[n + 1][0][1]),
+                                    pack<T>(values[n + 1][1][0], values[n + 1][1][1])};
+        const int line = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
+        stmatrix(swizzled(lines, line, 8 * n + lane / 16 * 8), packed);
+      }
+      async_proxy_fence();
+      named_barrier(barrier, kWarpgroup);
+      if (moves) {
+        store_moved(lines, p, place.row, column);
+      } else if (thread == 0) {
+        tma_store(map, {column, place.row, place.image}, lines);
+        tma_store_commit();
+      }
+    };
+    if constexpr (!kSlope) {
+      if (y.inner) {
+        for_each_pair([&](int n, int half, float (&pair)[2]) {
+          pair[0] = sum(n, half, 0), pair[1] = sum(n, half, 1);
+        });
+        store(maps.inner, false);
+      }
+    }
+    const Rows& others = kSlope ? y.slope_of : y.residual;
+    Words words = {};
+    if (others.data) load_words<T>(words, others, p, place.image, row, column + q);
     with_activation(y.activation, [&](auto constant) {
       constexpr Activation kActivation = decltype(constant)::value;
       for_each_pair([&](int n, int half, float (&pair)[2]) {
@@ -119,44 +163,25 @@ __device__ void store_result(Line<T>* lines, const TensorMap& map, const ResultS
         unpack<T>(words[n][half], other);
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const OfColumn& of = columns[c + 8 * n + q + j];
-          const float v = sums[(c / 8 + n) * 4 + 2 * half + j] + of.bias;
+          const float v = sum(n, half, j), scale = columns[c + 8 * n + q + j].scale;
           if constexpr (kSlope) {
-            pair[j] = of.scale * activate_backward<kActivation>(v, other[j]);
+            pair[j] = scale * activate_backward<kActivation>(v, other[j]);
           } else {
-            pair[j] = other[j] + of.scale * activate<kActivation>(v);
+            pair[j] = other[j] + scale * activate<kActivation>(v);
           }
         }
       });
     });
-    if (y.dtype == DType::kFloat32) {
-      float* const first = static_cast<float*>(y.data) + place.image * y.stride_b + column + q;
-      for_each_pair([&](int n, int half, const float (&pair)[2]) {
-        const int32_t r = row + 8 * half;
-        if (r >= p.N || column + 8 * n >= p.M) return;
-        *reinterpret_cast<Pair*>(first + r * y.stride + 8 * n) = {pair[0], pair[1]};
-      });
+    if (y.dtype != DType::kFloat32) {
+      store(maps.y, p.to.operand.shift != nullptr);
       continue;
     }
-    if (thread == 0) tma_store_wait_read<0>();
-    named_barrier(barrier, kWarpgroup);  // the lines before these are stored
-#pragma unroll
-    for (int n = 0; n < kAtOnce / 8; n += 2) {
-      const uint32_t packed[4] = {pack<T>(values[n][0][0], values[n][0][1]),
-                                  pack<T>(values[n][1][0], values[n][1][1]),
-                                  pack<T>(values[n + 1][0][0], values[n + 1][0][1]),
-                                  pack<T>(values[n + 1][1][0], values[n + 1][1][1])};
-      const int line = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
-      stmatrix(swizzled(lines, line, 8 * n + lane / 16 * 8), packed);
-    }
-    async_proxy_fence();
-    named_barrier(barrier, kWarpgroup);
-    if (p.to.operand.shift) {
-      store_moved(lines, p, place.row, column);
-    } else if (thread == 0) {
-      tma_store(map, {column, place.row}, lines);
-      tma_store_commit();
-    }
+    float* const first = static_cast<float*>(y.data) + place.image * y.stride_b + column + q;
+    for_each_pair([&](int n, int half, const float (&pair)[2]) {
+      const int32_t r = row + 8 * half;
+      if (r >= p.N || column + 8 * n + q >= p.M) return;
+      *reinterpret_cast<Pair*>(first + r * y.stride + 8 * n) = {pair[0], pair[1]};
+    });
   }
 }
 

@@ -35,26 +35,29 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
 
   const std::initializer_list<int64_t> like_x = {x.images, x.count, x.columns},
                                        like_y = {dy.images, dy.count, dy.columns},
-                                       inner = {x.images, first.w.count, x.columns};
-  Images hidden{};  // before the activation
+                                       inside = {x.images, first.w.count, x.columns};
+  const Result like_inside{nullptr, call.dtype(), int64_t{first.w.count} * x.columns, x.columns};
+  const Normed in = launch_norm_of(call, x, norm, true, stream, [&](const Operand& dense) {
+    return first.product(call, x, dense, like_inside);
+  });
+  Images inner{}, hidden{};  // of the first layer, before the activation and after it
   if (two && (needs_hidden || of_last.w || wanted.scale)) {
-    const Tensor sums = call.empty(inner, call.dtype());
-    Result to = call.result(sums);
-    to.row_bias = first.bias;
-    launch_product(first.product(call, x, operand_of(x, true, norm), to), stream);
-    hidden = call.images(sums, "the hidden");
+    const Tensor before = call.empty(inside, call.dtype()),
+                 after = call.empty(inside, call.dtype());
+    Result to = call.result(after);
+    to.row_bias = first.bias, to.activation = first.activation;
+    to.inner = before.mutable_data_ptr();
+    multiply(first.product(call, x, in.operand(true), to), stream);
+    inner = call.images(before, "the hidden"), hidden = call.images(after, "the hidden");
   }
   const auto into_last = [&](bool sums_rows) {
-    if (!two) return operand_of(x, sums_rows, norm);
-    Operand operand = operand_of(hidden, sums_rows);
-    operand.activation = first.activation;
-    return operand;
+    return two ? operand_of(hidden, sums_rows) : in.operand(sums_rows);
   };
   const auto again = [&](const Tensor& y, const Rows& factor) {
     check_shape(y, like_y, "the gradient of u");
     Result to = call.result(y, "the gradient of u");
     to.row_bias = last.bias, to.factor = factor;
-    launch_product(last.product(call, x, into_last(true), to), stream);
+    multiply(last.product(call, x, into_last(true), to), stream);
   };
   if (wanted.factor) again(*wanted.factor, dy.rows);
   if (wanted.scale) {
@@ -63,26 +66,30 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
     launch_sum_over_rows(call, dy, call.images(y, "y"), wanted.scale, stream);
   }
 
-  Operand dsums = operand_of(dy, false);
-  dsums.scale = mix.scale, dsums.factor = mix.factor.rows;
-  launch_sum_of_products(call, last.gradient(call, dy, dsums, into_last(false)), of_last.w, stream);
+  if (of_last.w) {
+    Operand dsums = operand_of(launch_scaled(call, dy, mix.scale, stream), false);
+    dsums.factor = mix.factor.rows;
+    launch_sum_of_products(call, last.gradient(call, dy, dsums, into_last(false)), of_last.w,
+                           stream);
+  }
   launch_sum_over_columns(call, dy, mix.scale, mix.factor, of_last.b, stream);
 
   const auto backward_of_last = [&](Result to) {
-    Operand in = operand_of(dy, true);
-    in.factor = mix.factor.rows;
+    Operand dsums = operand_of(dy, true);
+    dsums.factor = mix.factor.rows;
     to.scale = mix.scale;
-    launch_product(last.backward(call, dy, in, to), stream);
+    multiply(last.backward(call, dy, dsums, to), stream);
   };
   Images dhidden{};
   if (needs_hidden) {
-    const Tensor gradient = call.empty(inner, call.dtype());
+    const Tensor gradient = call.empty(inside, call.dtype());
     Result to = call.result(gradient);
-    to.activation = first.activation, to.slope_of = hidden.rows;
+    to.activation = first.activation, to.slope_of = inner.rows;
     backward_of_last(to);
     dhidden = call.images(gradient, "the gradient of the hidden");
-    const Operand dinner = operand_of(dhidden, false), in = operand_of(x, false, norm);
-    launch_sum_of_products(call, first.gradient(call, dhidden, dinner, in), of_first.w, stream);
+    const Operand dinner = operand_of(dhidden, false);
+    launch_sum_of_products(call, first.gradient(call, dhidden, dinner, in.operand(false)),
+                           of_first.w, stream);
     launch_sum_over_columns(call, dhidden, {}, {}, of_first.b, stream);
   }
 
@@ -91,7 +98,7 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   check_shape(dnormed, like_x, "the gradient of x");
   const Result to = call.result(dnormed, "the gradient of x");
   if (two) {
-    launch_product(first.backward(call, dhidden, operand_of(dhidden, true), to), stream);
+    multiply(first.backward(call, dhidden, operand_of(dhidden, true), to), stream);
   } else {
     backward_of_last(to);
   }
@@ -108,7 +115,7 @@ void token_linear_backward(const Gradients& to, const Tensor& dy, const Tensor& 
   STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
   Call call(given);
   const Images x = call.images(given, "x");
-  const TokenLayer layer(call, weight, bias, x.count);
+  const TokenLayer layer(call, call.aligned(weight), bias, x.count);
   const Mixture mix{call.images(dy, {x.images, layer.w.count, x.columns}, "dy"),
                     x,
                     {norm, norm_weight, norm_bias, eps},
@@ -128,8 +135,8 @@ void token_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& giv
   STD_TORCH_CHECK(to.size() == 8, "8 gradients are wanted, got ", to.size());
   Call call(given);
   const Images x = call.images(given, "x");
-  const TokenLayer first(call, w1, b1, x.count, "w1", activation_of(activation));
-  const TokenLayer last(call, w2, b2, first.w.count, "w2");
+  const TokenLayer first(call, call.aligned(w1), b1, x.count, "w1", activation_of(activation));
+  const TokenLayer last(call, call.aligned(w2), b2, first.w.count, "w2");
   const Mixture mix{call.images(dy, {x.images, last.w.count, x.columns}, "dy"),
                     x,
                     {norm, norm_weight, norm_bias, eps},
@@ -149,7 +156,7 @@ void token_gate_backward(const Gradients& to, const Tensor& dy, const Tensor& u,
   STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
   Call call(given, "v");
   const Images x = call.images(given, "v");
-  const TokenLayer layer(call, weight, bias, x.count);
+  const TokenLayer layer(call, call.aligned(weight), bias, x.count);
   const std::initializer_list<int64_t> sizes = {x.images, layer.w.count, x.columns};
   const Mixture mix{
       call.images(dy, sizes, "dy"), x, {norm, norm_weight, norm_bias, eps}, {layer}, {},

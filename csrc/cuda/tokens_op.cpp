@@ -44,7 +44,9 @@ void mix(const Tensor& y, const Tensor& given, const NormArgs& norm, const Tenso
       const TokenLinearSm90Params p{*tokens, w.data, w.stride, layer.bias};
       if (fits_sm90(p)) return launch_token_linear_sm90(p, stream);
     }
-    launch_product(layer.product(call, x, operand_of(x, true, params), result), stream);
+    const auto product = [&](const Operand& in) { return layer.product(call, x, in, result); };
+    const Normed in = launch_norm_of(call, x, params, true, stream, product);
+    multiply(product(in.operand(true)), stream);
   });
 }
 
@@ -86,9 +88,11 @@ void token_mlp(const Tensor& y, const Tensor& given, const std::string& norm,
     const Tensor hidden = call.empty({x.images, first.w.count, x.columns}, call.dtype());
     Result to = call.result(hidden);
     to.row_bias = first.bias, to.activation = first.activation;
-    launch_product(first.product(call, x, operand_of(x, true, params), to), stream);
+    const auto product = [&](const Operand& in) { return first.product(call, x, in, to); };
+    const Normed in = launch_norm_of(call, x, params, true, stream, product);
+    multiply(product(in.operand(true)), stream);
     const Images inner = call.images(hidden, "the hidden");
-    launch_product(last.product(call, inner, operand_of(inner, true), result), stream);
+    multiply(last.product(call, inner, operand_of(inner, true), result), stream);
   });
 }
 
