@@ -91,12 +91,12 @@ def token_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
     pairs, chunks = math.ceil(B * math.ceil(C / 64) / 2) * down, math.ceil(D / 64)
     products = wgmma(depth // 16, 64, True), wgmma(4, tokens, True)
     tensor, shared = (2 * chunks * sum(clocks) for clocks in zip(*products, strict=True))
-    weights = chunks * (depth + tokens) * LINE  # once for both warpgroups
+    weights = chunks * (depth + up(tokens, 16)) * LINE  # once for both warpgroups
     clocks = {
         "tensor": tensor,
         "gelu": 2 * 64 * chunks * 64 * GELU_CLOCKS,
         "shared": shared + (weights + 4 * (depth + tokens) * LINE) / SHARED,
-        "L2": weights / L2,
+        "L2": weights / 2 / L2,  # half of them by each of two blocks
     }
     return [
         a_pass("moments_kernel", B * S * (2 * C + 8)),
@@ -104,12 +104,12 @@ def token_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
     ]
 
 
-def tiles_of_product(M: int, N: int) -> tuple[int, int, int]:
+def tiles_of_product(M: int, N: int, images: int = 1) -> tuple[int, int, int]:
     """Columns of a part, blocks of a cluster and all their parts, as csrc/cuda/product_sm90.cu
     chooses."""
 
     def parts(columns, cluster):
-        return math.ceil(M / columns) * math.ceil(N / (128 * cluster)) * cluster
+        return math.ceil(M / columns) * math.ceil(N / (128 * cluster)) * cluster * images
 
     def most(columns, cluster):
         return math.ceil(parts(columns, cluster) / MULTIPROCESSORS)
@@ -119,31 +119,58 @@ def tiles_of_product(M: int, N: int) -> tuple[int, int, int]:
     return columns, cluster, parts(columns, cluster)
 
 
-def product(M: int, N: int, K: int, gelu: bool = False, residual: bool = False) -> Launch:
-    columns, cluster, parts = tiles_of_product(M, N)
-    steps = up(K, 64) // 16
+def product(
+    M: int, N: int, K: int, images: int = 1, *, splits: int = 0, one_weight: bool = False,
+    gelu: bool = False, read: int = 0, written: int = 1,
+) -> Launch:  # fmt: skip
+    """``one_weight``: all images share the rows; ``read`` and ``written``: tensors like the result
+    that the epilogue reads, and that it writes."""
+    columns, cluster, parts = tiles_of_product(M, N, splits or images)
+    steps = up(K, 64) // 16 * images / (splits or images)
     tensor, shared = (2 * clocks for clocks in wgmma(steps, columns, a_in_registers=False))
     landed = steps / 4 * (128 + columns) * LINE
-    read = steps / 4 * (128 + columns / cluster) * LINE  # the other block has the rest sent
-    written = 128 * columns * 2
+    terms = K * images / (splits or images)  # TMA fills a chunk beyond them with zeros
+    loaded = terms * 2 * (128 + columns / cluster)  # the other block has the rest sent
+    stored = 128 * columns * (4 if splits else 2 * written)
     clocks = {
         "tensor": tensor,
         "gelu": gelu * 128 * columns * GELU_CLOCKS,
-        "shared": shared + (landed + 2 * written) / SHARED,
-        "L2": (read + written) / L2,
+        "shared": shared + (landed + (0 if splits else 2 * stored)) / SHARED,
+        "L2": (loaded + stored + 128 * columns * 2 * read) / L2,
     }
-    nbytes = 2 * (N * K + M * K + (2 if residual else 1) * N * M)
-    return Launch("product_sm90_kernel", parts, clocks, nbytes)
+    operands = 2 * ((1 if one_weight else images) * N * K + images * M * K)
+    results = splits * N * M * 4 if splits else images * N * M * 2 * (read + written)
+    return Launch("product_sm90_kernel", parts, clocks, operands + results)
+
+
+def weight_gradient(M: int, N: int, K: int, images: int = 1) -> list[Launch]:
+    """In parts as csrc/cuda/operands.h chooses, and their sum."""
+    blocks, terms = math.ceil(M / 256) * math.ceil(N / 128), images * K
+    most = min(math.ceil(4 * MULTIPROCESSORS / blocks), terms // 256)
+
+    def cost(splits):
+        waves = math.ceil(blocks * splits / MULTIPROCESSORS)
+        return waves * math.ceil(terms / splits) + splits * M * N // 6000
+
+    splits = min(range(1, max(most, 1) + 1), key=cost)
+    parts = product(M, N, K, images, splits=splits)
+    return [parts, a_pass("sum_parts_kernel", M * N * (4 * splits + 2))]
+
+
+def normed(rows: int, C: int) -> list[Launch]:
+    return [
+        a_pass("moments_kernel", rows * (2 * C + 8)),
+        a_pass("norm_kernel", rows * (4 * C + 8)),
+    ]
+
+
+def norm_backward(rows: int, C: int) -> Launch:
+    return a_pass("norm_backward_kernel", rows * (6 * C + 8))
 
 
 def channel_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
     rows = B * S
-    return [
-        a_pass("moments_kernel", rows * (2 * C + 8)),
-        a_pass("norm_kernel", rows * (4 * C + 8)),
-        product(D, rows, C, gelu=True),
-        product(C, rows, D, residual=True),
-    ]
+    return [*normed(rows, C), product(D, rows, C, gelu=True), product(C, rows, D, read=1)]
 
 
 def shift_mlp(B: int, H: int, W: int, C: int, D: int) -> list[Launch]:
@@ -154,16 +181,85 @@ def shift_linear(B: int, H: int, W: int, C: int) -> list[Launch]:
     return [product(C, B * H * W, C)]
 
 
+def token_linear_backward(B: int, S: int, C: int) -> list[Launch]:
+    return [
+        *weight_gradient(S, S, C, B),
+        a_pass("sum_columns_kernel", 2 * B * S * C),
+        product(C, S, S, B, one_weight=True),
+    ]
+
+
+def token_mlp_backward(B: int, S: int, C: int, D: int) -> list[Launch]:
+    return [
+        *normed(B * S, C),
+        product(C, D, S, B, one_weight=True, gelu=True, written=2),
+        *weight_gradient(D, S, C, B),
+        a_pass("sum_columns_kernel", 2 * B * S * C),
+        product(C, D, S, B, one_weight=True, gelu=True, read=1),
+        *weight_gradient(S, D, C, B),
+        a_pass("sum_columns_kernel", 2 * B * D * C),
+        product(C, S, D, B, one_weight=True),
+        norm_backward(B * S, C),
+    ]
+
+
+def channel_mlp_backward(B: int, S: int, C: int, D: int) -> list[Launch]:
+    rows = B * S
+    return [
+        *normed(rows, C),
+        product(D, rows, C, gelu=True, written=2),
+        a_pass("norm_backward_kernel", 2 * rows * C),  # of the bias
+        *weight_gradient(D, C, rows),
+        product(D, rows, C, gelu=True, read=1),
+        *weight_gradient(C, D, rows),
+        a_pass("norm_backward_kernel", 2 * rows * D),
+        product(C, rows, D),
+        norm_backward(rows, C),
+    ]
+
+
+def shift_mlp_backward(B: int, H: int, W: int, C: int, D: int) -> list[Launch]:
+    """As the same without a shift, whose adjoint and slope are passes of their own."""
+    moved = B * H * W * D
+    return [
+        *channel_mlp_backward(B, H * W, C, D),
+        a_pass("spatial_shift_kernel", 4 * moved),
+        a_pass("activation_backward_kernel", 6 * moved),
+    ]
+
+
+def shift_linear_backward(B: int, H: int, W: int, C: int) -> list[Launch]:
+    rows = B * H * W
+    return [
+        a_pass("norm_backward_kernel", 2 * rows * C),
+        a_pass("spatial_shift_kernel", 4 * rows * C),
+        *weight_gradient(C, C, rows),
+        product(C, rows, C),
+        a_pass("spatial_shift_kernel", 4 * rows * C),
+    ]
+
+
 OPS = {f.__name__: f for f in (token_linear, token_mlp, channel_mlp, shift_mlp, shift_linear)}
-COLUMNS = ("op", "case", "launch", "parts", "waves", "bound by", "predicted us", "apart us")
+BACKWARD = {name: globals()[f"{name}_backward"] for name in OPS}
+COLUMNS = (
+    "op",
+    "case",
+    "direction",
+    "launch",
+    "parts",
+    "waves",
+    "bound by",
+    "predicted us",
+    "apart us",
+)
 COLUMNS += ("floor us", "predicted", "apart")
 
 
-def table(case: Case, batch: int) -> list[tuple[str, ...]]:
+def table(case: Case, batch: int, direction: str) -> list[tuple[str, ...]]:
     """A line for every launch, then the op's."""
-    launches = OPS[case.op](batch, **dict(case.sizes))
-    floor = H200.floor(case.flops(batch, "fwd"), case.bytes(batch, "fwd", 2))
-    first = case.op, case.name
+    launches = (OPS if direction == "fwd" else BACKWARD)[case.op](batch, **dict(case.sizes))
+    floor = H200.floor(case.flops(batch, direction), case.bytes(batch, direction, 2))
+    first = case.op, case.name, direction
     lines = [
         (
             *first, one.kernel, str(one.parts), f"{one.parts / MULTIPROCESSORS:.2f}", one.bound(),
@@ -184,8 +280,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     options = parser.parse_args()
     cases = [case for case in select(options.ops) if case.op in OPS]
-    print(f"PREDICTED for an H200, bfloat16, forward, batch {options.batch}")
-    lines = [line for case in cases for line in table(case, options.batch)]
+    print(f"PREDICTED for an H200, bfloat16, batch {options.batch}")
+    lines = [
+        line
+        for direction in ("fwd", "bwd")
+        for case in cases
+        for line in table(case, options.batch, direction)
+    ]
     print("\n".join(_aligned([COLUMNS, *lines])))
 
 

@@ -87,7 +87,6 @@ BUGS = {
     "the first image's slopes": ("(from.data) + image * from.stride_b", "(from.data)"),
     "row bias left out": ("row_bias[half] + columns", "columns"),
     "bias of other rows": ("read(y.row_bias, row + 8 * half)", "read(y.row_bias, row)"),
-    "bias of rows beyond the last": ("if (row + 8 * half < p.N) row_bias", "row_bias"),
     "inner in the place of the result": ("store(maps.inner,", "store(maps.y,"),
     "inner moved": ("store(maps.inner, false)", "store(maps.inner, p.to.operand.shift)"),
     "inner left out": ("if (y.inner) maps.results.inner =", "if (y.inner) maps.results.y ="),

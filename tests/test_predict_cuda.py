@@ -31,6 +31,15 @@ def test_a_product_by_hand():
     assert launch.times_us()["tensor"] == pytest.approx(busiest * 132e6 * operations / 790e12)
 
 
+def test_the_gradient_of_a_weight_over_tokens_by_hand():
+    # 384 rows of w by 196 columns, 3 tiles of 128 by 256, so 44 parts of 64 * 768 channels.
+    launch, sums = predict.weight_gradient(196, 384, 768, 64)
+    assert (launch.parts, sums.nbytes) == (3 * 44, 196 * 384 * (4 * 44 + 2))
+    operations = 2 * 128 * 256 * 64 * 768 / 44
+    assert launch.clocks["tensor"] == pytest.approx(operations * MULTIPROCESSORS * CLOCK / 790e12)
+    assert launch.nbytes == 2 * 64 * 768 * (196 + 384) + 4 * 44 * 196 * 384
+
+
 def test_token_mlp_by_hand():
     # Pairs of tiles of 64 channels: 128 images, 12 tiles of 768 channels; 6 chunks of 384 units.
     *_, launch = predict.token_mlp(128, 196, 768, 384)
@@ -59,7 +68,7 @@ def test_tiles_of_a_product(M, N, tiles):
 def test_every_kernel_exists():
     kernels = json.loads(RECORD.read_text())["instructions"]["sm_90a"]
     names = {name.partition("<")[0] for name in kernels}
-    for op, launches in predict.OPS.items():
+    for op, launches in [*predict.OPS.items(), *predict.BACKWARD.items()]:
         sizes = {"B": 4, "S": 196, "C": 128, "D": 256, "H": 14, "W": 14}
         code = launches.__code__
         given = {name: sizes[name] for name in code.co_varnames[: code.co_argcount]}
@@ -68,8 +77,8 @@ def test_every_kernel_exists():
 
 def test_the_table_has_a_line_for_each_launch_and_one_for_the_op():
     case = next(case for case in predict.select(["channel_mlp"]))
-    lines = predict.table(case, 256)
-    assert [line[2] for line in lines] == [
+    lines = predict.table(case, 256, "fwd")
+    assert [line[3] for line in lines] == [
         "moments_kernel", "norm_kernel", "product_sm90_kernel", "product_sm90_kernel", "all",
     ]  # fmt: skip
     assert all(len(line) == len(predict.COLUMNS) for line in lines)

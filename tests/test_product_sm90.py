@@ -246,6 +246,9 @@ def check_product(library, seed: int) -> None:
         "gathered": replace(gathered, rows=moved(gathered.rows, SHIFTS["s2"])),
         "tokens": with_option(with_option(tokens, "row bias"), "inner"),
         "tokens and all": with_option(with_option(tokens, "row bias"), "residual"),
+        "one image of tokens": replace(
+            tokens, columns=replace(tokens.columns, x=fenced(tokens.columns.x[1]))
+        ),
         "tokens' gradient": with_option(tokens_dx, "slope of relu"),
         "tokens' weight": sm90_case("token dw", 24, 40, 72, splits=2, images=5),
         "channels' inner": with_option(with_option(forward, "column bias"), "inner"),

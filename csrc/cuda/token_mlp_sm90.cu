@@ -7,8 +7,9 @@
 // So nothing but x and y touches memory: hidden units come in chunks of 64 whose sums and values
 // stay in registers, and so does x. Both products are transposed, channels as rows. Two warpgroups
 // take turns at the tensor cores, and activate while the other one multiplies. One warp streams the
-// weights through a ring, one the tiles. w1 is packed transposed first, for TMA cannot read rows of
-// 196 tokens.
+// weights through a ring, one the tiles. Two blocks form a cluster and load half of the weights
+// each for both: alone they would read more from L2 than it has to give. w1 is packed transposed
+// first, for TMA cannot read rows of 196 tokens.
 #include "activation_sm90.h"
 
 namespace shiftmlp {
@@ -16,46 +17,50 @@ namespace {
 
 template <class T, int kDepth, int kTokens>
 struct Shared {
-  static constexpr int kBoxes = 1024 / kDepth / 2 * 2;  // 128 KB of both weights at most
-  static_assert(kTokens <= kDepth);
+  static constexpr int kBoxes = 1024 / kDepth / 2 * 2;     // 128 KB of both weights at most
+  static constexpr int kLines = (kTokens + 15) / 16 * 16;  // of w2, whose halves are swizzled alike
+  static_assert(kLines <= kDepth && kDepth % 16 == 0);
 
   TileRing<T, kDepth, kDepth <= 208 ? 4 : 2> tiles;
   alignas(1024) Line<T> boxes[kBoxes][kDepth];
   Mbarrier full[kBoxes], empty[kBoxes];
-  OfRow rows[(kTokens + 15) / 16 * 16];  // of w2; behind this struct are those of w1
+  OfRow rows[kLines];  // of w2; behind this struct are those of w1
 
-  __device__ void init() {
+  __device__ void init(int cluster) {
     tiles.init();
     for (int i = 0; i < kBoxes; ++i) {
       mbarrier_init(full[i], 1);
-      mbarrier_init(empty[i], kConsumers / 32);
+      mbarrier_init(empty[i], cluster * kConsumers / 32);
     }
   }
   __device__ OfRow* hidden() { return reinterpret_cast<OfRow*>(this + 1); }
 
   __device__ void wait(int box) { mbarrier_wait(full[box % kBoxes], box / kBoxes % 2); }
-  // By all warps of both warpgroups.
-  __device__ void hand_back(int box) {
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty[box % kBoxes]);
+  // By all warps of both warpgroups, to all blocks of the cluster.
+  __device__ void hand_back(int box, int cluster) {
+    const int lane = threadIdx.x % 32;
+    if (lane < cluster) mbarrier_arrive_in(lane, empty[box % kBoxes]);
   }
 };
 
 __host__ __device__ int chunks_of(int D) { return (D + kChunk - 1) / kChunk; }
 
-// Boxes of w1 and w2 in turns, for each chunk of each pair of tiles. By one thread.
+// Boxes of w1 and w2 in turns, for each chunk of each pair of tiles, in equal shares by the blocks
+// of the cluster. By one thread.
 template <class T, int kDepth, int kTokens>
 __device__ void stream(Shared<T, kDepth, kTokens>& shared, const TensorMap& w1, const TensorMap& w2,
-                       const Tiles& tiles, int chunks) {
+                       const Tiles& tiles, int chunks, int cluster) {
   for (int box = 0; box < tiles.count * chunks; ++box) {
     const int place = box % shared.kBoxes, j = box / 2 % chunks * kChunk;
     mbarrier_wait(shared.empty[place], box / shared.kBoxes % 2 ^ 1);
-    if (box % 2 == 0) {
-      mbarrier_arrive_expect(shared.full[place], kDepth * sizeof(Line<T>));
-      tma_load(shared.boxes[place], w1, shared.full[place], {j, 0});
-    } else {
-      mbarrier_arrive_expect(shared.full[place], kTokens * sizeof(Line<T>));
-      tma_load(shared.boxes[place], w2, shared.full[place], {j, tiles.t});
-    }
+    const auto load = [&](const TensorMap& w, int lines, int row) {
+      Mbarrier& full = shared.full[place];
+      mbarrier_arrive_expect(full, lines * sizeof(Line<T>));
+      if (cluster == 1) return tma_load(shared.boxes[place], w, full, {j, row});
+      const int share = lines / 2 * cluster_rank();
+      tma_multicast(shared.boxes[place] + share, w, full, {j, row + share}, 3);
+    };
+    box % 2 == 0 ? load(w1, kDepth, 0) : load(w2, shared.kLines, tiles.t);
   }
 }
 
@@ -85,7 +90,7 @@ __device__ OfChannel of_y(const TokenMlpSm90Params& p, int c) {
 
 template <class T, int kDepth, int kTokens>
 __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Params& p,
-                        const Tiles& tiles, const OfRow* hidden) {
+                        const Tiles& tiles, const OfRow* hidden, int cluster) {
   load_rows(shared, p, tiles.t, hidden);
   const int group = threadIdx.x / kWarpgroup, chunks = chunks_of(p.D);
   const auto take_turn = [&] { named_barrier(1 + group, kConsumers); };
@@ -126,7 +131,7 @@ __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Pa
     wgmma_commit();
     pass_turn();
     wgmma_wait<0>(sums);
-    shared.hand_back(box - 1);
+    shared.hand_back(box - 1, cluster);
     for (int chunk = 0; chunk < chunks - 1; ++chunk) {
       activate_chunk<T>(activated, sums, hidden_terms, shared.hidden() + chunk * kChunk,
                         p.activation);
@@ -136,8 +141,8 @@ __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Pa
       wgmma_commit();
       pass_turn();
       wgmma_wait<0>(sums, y);
-      shared.hand_back(box - 2);
-      shared.hand_back(box - 1);
+      shared.hand_back(box - 2, cluster);
+      shared.hand_back(box - 1, cluster);
     }
     activate_chunk<T>(activated, sums, hidden_terms, shared.hidden() + (chunks - 1) * kChunk,
                       p.activation);
@@ -146,7 +151,7 @@ __device__ void consume(Shared<T, kDepth, kTokens>& shared, const TokenMlpSm90Pa
     wgmma_commit();
     pass_turn();
     wgmma_wait<0>(y);
-    shared.hand_back(box - 1);
+    shared.hand_back(box - 1, cluster);
 
     const OfChannel y_terms[2] = {of_y(p, first), of_y(p, second)};
     store_tile<T, kTokens>(ring, i, p, tiles, y, y_terms, shared.rows);
@@ -163,16 +168,17 @@ struct Maps {
 template <class T, int kDepth, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
     token_mlp_sm90_kernel(const __grid_constant__ Maps maps,
-                          const __grid_constant__ TokenMlpSm90Params p, const OfRow* hidden) {
+                          const __grid_constant__ TokenMlpSm90Params p, const OfRow* hidden,
+                          int cluster) {
   auto& shared = shared_memory<Shared<T, kDepth, kTokens>>();
   if (threadIdx.x == 0) {
-    shared.init();
+    shared.init(cluster);
     mbarrier_init_fence();
   }
-  block_barrier();
+  cluster_barrier();
   if (threadIdx.x < kConsumers) {
     take_registers<240>();
-    consume(shared, p, Tiles(p, kTokens), hidden);
+    consume(shared, p, Tiles(p, kTokens), hidden, cluster);
   } else {
     give_registers<24>();
     const Tiles tiles(p, kTokens);
@@ -180,9 +186,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (warp == 0) {
       shared.tiles.copy(maps.tiles, p, tiles);
     } else if (warp == 1 && threadIdx.x % 32 == 0) {
-      stream(shared, maps.w1, maps.w2, tiles, chunks_of(p.D));
+      stream(shared, maps.w1, maps.w2, tiles, chunks_of(p.D), cluster);
     }
   }
+  cluster_barrier();  // the other block hands places back to this one until it has read them all
 }
 
 // What belongs to w1's rows stands behind w1 as the kernel reads it, (S, D).
@@ -226,13 +233,17 @@ void launch_for(const TokenMlpSm90Params& p, cudaStream_t stream) {
   OfRow* const hidden = hidden_rows(p);
   launch(pack_w1_kernel<T>, dim3((p.D + kPackRows - 1) / kPackRows), dim3(kPackRows * 8),
          sizeof(T[kPackRows][256 + 2]), stream, p, hidden);
-  const Maps maps{tile_maps<T>(p, kDepth, kTokens),
-                  tensor_map<T, 2>(static_cast<const T*>(p.workspace), {p.D, p.S}, {p.D},
-                                   {kChunk, kDepth}, Swizzle::kSwizzle128),
-                  tensor_map<T, 2>(static_cast<const T*>(p.w2), {p.D, p.T}, {p.w2_stride},
-                                   {kChunk, kTokens}, Swizzle::kSwizzle128)};
-  launch(token_mlp_sm90_kernel<T, kDepth, kTokens>, grid_of_tiles(p, kTokens), dim3(kThreads),
-         shared_bytes<T, kDepth, kTokens>(p), stream, maps, p, static_cast<const OfRow*>(hidden));
+  const int cluster = grid_of_tiles(p, kTokens).x > 1 ? 2 : 1;
+  const auto map_of = [&](const void* w, int64_t stride, int32_t rows, int lines) {
+    return tensor_map<T, 2>(static_cast<const T*>(w), {p.D, rows}, {stride},
+                            {kChunk, lines / cluster}, Swizzle::kSwizzle128);
+  };
+  const Maps maps{tile_maps<T>(p, kDepth, kTokens), map_of(p.workspace, p.D, p.S, kDepth),
+                  map_of(p.w2, p.w2_stride, p.T, Shared<T, kDepth, kTokens>::kLines)};
+  launch_clusters(token_mlp_sm90_kernel<T, kDepth, kTokens>, cluster,
+                  grid_of_tiles(p, kTokens, cluster), dim3(kThreads),
+                  shared_bytes<T, kDepth, kTokens>(p), stream, maps, p,
+                  static_cast<const OfRow*>(hidden), cluster);
 }
 
 template <int kValue>

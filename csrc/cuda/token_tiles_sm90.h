@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "cluster.h"
 #include "tiles_sm90.h"
 #include "tokens_sm90.h"
 
@@ -20,8 +21,8 @@ struct Tile {
 };
 
 // The tiles of a block, of which the even ones are the first warpgroup's. All are of the same
-// output tokens, from t on. The last of all tiles may lie behind the last image: there TMA reads
-// zeros and writes nothing.
+// output tokens, from t on. The blocks of a cluster have as many tiles each: the last of all may
+// lie behind the last image, where TMA reads zeros and writes nothing.
 struct Tiles {
   int count, across, t;
   bool add;   // the residual is x, which is in shared memory already
@@ -30,7 +31,8 @@ struct Tiles {
   __device__ Tiles(const TokensSm90& p, int tokens)
       : across((p.C + kChannels - 1) / kChannels), t(blockIdx.y * tokens) {
     const int64_t pairs = (p.B * across + 1) / 2;
-    count = 2 * int((pairs - blockIdx.x + gridDim.x - 1) / gridDim.x);
+    const int64_t first_block = blockIdx.x - cluster_rank();
+    count = 2 * int((pairs - first_block + gridDim.x - 1) / gridDim.x);
     const Rows &x = p.x, &r = p.residual;
     add = r.data == x.data && r.stride_b == x.stride_b && r.stride == x.stride && p.T <= p.S;
     first = add ? t : 0;
@@ -42,10 +44,10 @@ struct Tiles {
   }
 };
 
-inline dim3 grid_of_tiles(const TokensSm90& p, int tokens) {
+inline dim3 grid_of_tiles(const TokensSm90& p, int tokens, int cluster = 1) {
   const int64_t pairs = (p.B * ((p.C + kChannels - 1) / kChannels) + 1) / 2;
-  const int down = (p.T + tokens - 1) / tokens;
-  return dim3(std::min<int64_t>(pairs, std::max(1, multiprocessors() / down)), down);
+  const int down = (p.T + tokens - 1) / tokens, most = std::max(1, multiprocessors() / down);
+  return dim3(std::min<int64_t>((pairs + cluster - 1) / cluster, most / cluster) * cluster, down);
 }
 
 // Of a token, what LayerNorm takes from its channels.
