@@ -158,10 +158,7 @@ def weight_gradient(M: int, N: int, K: int, images: int = 1) -> list[Launch]:
 
 
 def normed(rows: int, C: int) -> list[Launch]:
-    return [
-        a_pass("moments_kernel", rows * (2 * C + 8)),
-        a_pass("norm_kernel", rows * (4 * C + 8)),
-    ]
+    return [a_pass("moments_kernel", rows * (4 * C + 8))]
 
 
 def norm_backward(rows: int, C: int) -> Launch:

@@ -85,7 +85,7 @@ DEFECTS = {
         "test_emulated.py only and token_mlp",
     ),
     "CUDA: the mean in place of the deviation": (
-        OPERANDS, "params.rstd = mean + rows", "params.rstd = mean",
+        OPERANDS, "params.rstd = params.mean + rows", "params.rstd = params.mean",
         "test_kernels.py emulated and good and odd-tokens",
     ),
     "CUDA: columns taken for dense": (

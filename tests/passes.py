@@ -80,6 +80,14 @@ class Passes:
         self.run("moments", images(x), ctypes.c_float(eps), mean, rstd)
         return mean, rstd
 
+    def layer_norm(self, x, weight, bias, eps=EPS):
+        """With the moments, and in x's dtype."""
+        mean, rstd = self.result(*x.shape[:2]), self.result(*x.shape[:2])
+        y = self.result(*x.shape, dtype=x.dtype, shift=self.shift)
+        terms, to = map(Vector.of, (weight, bias)), DTYPES.index(y.dtype)
+        self.run("layer_norm", images(x), ctypes.c_float(eps), mean, rstd, *terms, y, to)
+        return y, mean, rstd
+
     def norm(self, x, moments=None, weight=None, bias=None, scale=None, residual=None, dtype=None):
         y = self.result(*x.shape, dtype=dtype or x.dtype, shift=self.shift)
         norm, to = norm_params(moments, weight, bias), DTYPES.index(y.dtype)

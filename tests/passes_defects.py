@@ -55,9 +55,15 @@ PASSES = {
     "parts that overlap": ("image = images * part / parts", "image = 0"),
     "every image the first": ("first(a, image * rows + row", "first(a, row"),
     "alignment of x not asked for in the moments": (
-        "Alignment(x.columns).with(x)",
-        "Alignment(x.columns)",
+        "alignment.with(x).with(weight)",
+        "alignment.with(weight)",
     ),
+    "alignment of the layer norm's weight not asked for": ("(x).with(weight)", "(x)"),
+    "alignment of the layer norm's bias not asked for": ("(weight).with(bias)", "(weight)"),
+    "alignment of the layer norm's result not asked for": ("(bias).with(y)", "(bias)"),
+    "layer norm without the deviation": ("- center) * deviation *", "- center) *"),
+    "layer norm without the weight": ("load(weight, 1.0f, at), added", "load({}, 1.0f, at), added"),
+    "layer norm without the bias": ("added = load(bias, 0.0f, at)", "added{}"),
     "alignment of x not asked for in the norm": (
         "alignment.with(x).with(norm",
         "alignment.with(norm",

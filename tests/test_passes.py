@@ -128,10 +128,20 @@ def check_passes(library, seed):
             assert not wrong, (
                 f"{case}, seed {seed}: {wrong} of {exact.numel()} of {index} are wrong"
             )
+        if norm == "layer_norm":
+            passes, (x, _, weight, bias, *_) = Passes(library, seed, *shifts), args
+            moments = passes.moments(x)
+            both = zip(
+                passes.layer_norm(x, weight, bias),
+                (passes.norm(x, moments, weight, bias), *moments),
+                strict=True,
+            )
+            assert all(torch.equal(one, other) for one, other in both), f"{case}, seed {seed}"
     for C in (37, 1032):
         passes, x = Passes(library, seed), fenced(1 + torch.randn(1, 2, C))
         y = passes.norm(x, passes.moments(x))
         assert_close_to_rounding(y, normalize(x, "layer_norm", None, None, EPS))
+        assert torch.equal(passes.layer_norm(x, None, None)[0], y)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

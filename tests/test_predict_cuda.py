@@ -79,6 +79,6 @@ def test_the_table_has_a_line_for_each_launch_and_one_for_the_op():
     case = next(case for case in predict.select(["channel_mlp"]))
     lines = predict.table(case, 256, "fwd")
     assert [line[3] for line in lines] == [
-        "moments_kernel", "norm_kernel", "product_sm90_kernel", "product_sm90_kernel", "all",
+        "moments_kernel", "product_sm90_kernel", "product_sm90_kernel", "all",
     ]  # fmt: skip
     assert all(len(line) == len(predict.COLUMNS) for line in lines)

@@ -136,7 +136,7 @@ struct Mlp {
   // x as the first layer takes it.
   Normed launch_norm_of_x(Call& call, const NormParams& params, cudaStream_t stream) const {
     const Result to{nullptr, call.dtype(), 0, first.w.count};
-    return launch_norm_of(call, x, params, false, stream, [&](const Operand& dense) {
+    return launch_norm_of(call, x, params, norm.eps, false, stream, [&](const Operand& dense) {
       return first.product(call, x.count, dense, to);
     });
   }

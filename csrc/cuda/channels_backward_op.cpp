@@ -18,7 +18,8 @@ Images launch_last_backward(Call& call, const Images& dy, const Images& branch,
     if (db || dscale) launch_norm_gradients(call, p, {}, {}, db, dscale, stream);
     return launch_scaled(call, dy, scale, stream);
   }
-  p.norm = launch_moments_of(call, branch, post, stream);
+  p.norm = norm_params_of(call, branch, post);
+  launch_moments_of(branch, p.norm, post.eps, stream);
   const Tensor dbranch = call.empty({1, dy.count, dy.columns}, call.dtype());
   launch_norm_gradients(call, p, dbranch, dweight, dbias, dscale, stream);
   const Images incoming = call.images(dbranch, "the gradient of the result");
@@ -34,7 +35,7 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
   const auto& [x, norm_args, post, first, last, shift] = mlp;
   const int32_t positions = x.count;
   const Images dy = call.images(dy_given, {1, positions, last.w.count}, "dy");
-  const NormParams norm = launch_moments_of(call, x, norm_args, stream);
+  const NormParams norm = norm_params_of(call, x, norm_args);
   const Normed in = mlp.launch_norm_of_x(call, norm, stream);
   const Tensor memory = call.empty({1, positions, first.w.count}, call.dtype());
   const Images inner = call.images(memory, "the hidden");  // before the activation

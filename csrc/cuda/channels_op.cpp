@@ -18,7 +18,8 @@ void launch_last(Call& call, const ChannelLayer& layer, int32_t positions, const
   Result to = layer.result(call, y, layer.activation);
   if (post.kind != kNoNorm.kind) {
     const Images branch = layer.launch(call, positions, in, layer.activation, stream);
-    const NormParams norm = launch_moments_of(call, branch, post, stream);
+    const NormParams norm = norm_params_of(call, branch, post);
+    launch_moments_of(branch, norm, post.eps, stream);
     return launch_norm(branch, norm, factor, rest, to.data, to.dtype, stream);
   }
   to.scale = factor, to.residual = rest.rows;
@@ -27,8 +28,7 @@ void launch_last(Call& call, const ChannelLayer& layer, int32_t positions, const
 
 void launch_mlp(Call& call, const Mlp& mlp, const Tensor& y, const OptionalTensor& scale,
                 const OptionalTensor& residual, cudaStream_t stream) {
-  const NormParams norm = launch_moments_of(call, mlp.x, mlp.norm, stream);
-  const Normed in = mlp.launch_norm_of_x(call, norm, stream);
+  const Normed in = mlp.launch_norm_of_x(call, norm_params_of(call, mlp.x, mlp.norm), stream);
   const Operand hidden = mlp.launch_hidden(call, in, nullptr, stream);
   launch_last(call, mlp.last, mlp.x.count, hidden, y, mlp.post, scale, residual, stream);
 }

@@ -149,19 +149,23 @@ inline Operand operand_of(const Images& x, bool sums_rows, const NormParams& nor
   return operand;
 }
 
-inline NormParams launch_moments_of(Call& call, const Images& x, const NormArgs& norm,
-                                    cudaStream_t stream) {
+// Of x, with memory for its statistics, which are still to be computed.
+inline NormParams norm_params_of(Call& call, const Images& x, const NormArgs& norm) {
   STD_TORCH_CHECK(norm.kind == "none" || norm.kind == "affine" || norm.kind == "layer_norm",
                   "no norm ", norm.kind);
   NormParams params{nullptr, nullptr, call.vector(norm.weight, x.columns, "the weight of a norm"),
                     call.vector(norm.bias, x.columns, "the bias of a norm")};
   if (norm.kind == "layer_norm") {
     const int64_t rows = x.images * x.count;
-    float* const mean = call.floats(2 * rows);
-    launch_moments(x, static_cast<float>(norm.eps), mean, mean + rows, stream);
-    params.mean = mean, params.rstd = mean + rows;
+    params.mean = call.floats(2 * rows);
+    params.rstd = params.mean + rows;
   }
   return params;
+}
+
+inline void launch_moments_of(const Images& x, const NormParams& norm, double eps,
+                              cudaStream_t stream) {
+  if (norm.mean) launch_moments(x, static_cast<float>(eps), norm.mean, norm.rstd, stream);
 }
 
 // Rows, and the norm that they still want on their way into a product.
@@ -172,17 +176,25 @@ struct Normed {
   Operand operand(bool sums_rows) const { return operand_of(rows, sums_rows, norm); }
 };
 
-// x as product(operand) takes it. sm_90a's takes plain rows alone: for it the norm is a pass of its
-// own, which costs one write of x.
+// x as product(operand) takes it, and the statistics. sm_90a's takes plain rows alone: for it the
+// norm is made with its statistics, which costs one write of x.
 template <class MakeProduct>
-Normed launch_norm_of(Call& call, const Images& x, const NormParams& norm, bool sums_rows,
-                      cudaStream_t stream, const MakeProduct& product) {
+Normed launch_norm_of(Call& call, const Images& x, const NormParams& norm, double eps,
+                      bool sums_rows, cudaStream_t stream, const MakeProduct& product) {
   const bool has_norm = norm.mean || norm.weight.data || norm.bias.data;
   const Operand dense{{nullptr, x.images > 1 ? int64_t{x.count} * x.columns : 0, x.columns},
                       sums_rows};
-  if (!has_norm || !fits_sm90(product(dense))) return {x, norm};
+  if (!has_norm || !fits_sm90(product(dense))) {
+    launch_moments_of(x, norm, eps, stream);
+    return {x, norm};
+  }
   const Tensor normed = call.empty({x.images, x.count, x.columns}, call.dtype());
-  launch_norm(x, norm, {}, {}, normed.mutable_data_ptr(), call.dtype(), stream);
+  if (norm.mean) {
+    launch_layer_norm(x, static_cast<float>(eps), norm.mean, norm.rstd, norm.weight, norm.bias,
+                      normed.mutable_data_ptr(), call.dtype(), stream);
+  } else {
+    launch_norm(x, norm, {}, {}, normed.mutable_data_ptr(), call.dtype(), stream);
+  }
   return {call.images(normed, "the norm of x"), {}};
 }
 

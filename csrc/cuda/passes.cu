@@ -39,10 +39,11 @@ struct RowStrip {
   }
 };
 
+// Where y is given, the norm too.
 template <bool kAligned>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     moments_kernel(const __grid_constant__ Matrix x, int64_t rows, int32_t columns, float eps,
-                   float* mean, float* rstd) {
+                   float* mean, float* rstd, Vector weight, Vector bias, void* y, DType dtype) {
   using Strip = RowStrip<kAligned, 4>;
   for_each_row(rows, [&](int64_t row) {
     Strip strip(x, row, 0, columns);
@@ -71,10 +72,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         squares += sum(v);
       }
     }
-    const float variance = warp_sum(squares) / columns;
-    if (threadIdx.x % 32 == 0) {
-      mean[row] = center;
-      rstd[row] = 1.0f / std::sqrt(variance + eps);
+    const float deviation = 1.0f / std::sqrt(warp_sum(squares) / columns + eps);
+    if (threadIdx.x % 32 == 0) mean[row] = center, rstd[row] = deviation;
+    if (y == nullptr) return;
+    for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
+      if (columns > Strip::kColumns) strip = Strip(x, row, begin, columns);
+#pragma unroll
+      for (int i = 0; i < Strip::kLoads; ++i) {
+        const Columns<kAligned> at = strip.columns(begin, columns, i);
+        if (!at.has(0)) break;
+        const Floats factor = load(weight, 1.0f, at), added = load(bias, 0.0f, at);
+        Floats v = widened(strip.raw[i], x.dtype);
+#pragma unroll
+        for (int j = 0; j < kItems; ++j) {
+          v.at[j] = (v.at[j] - center) * deviation * factor.at[j] + added.at[j];
+        }
+        store(v, y, dtype, row * columns, at);
+      }
     }
   });
 }
@@ -172,13 +186,19 @@ dim3 blocks_for(int64_t rows) {
 
 }  // namespace
 
-void launch_moments(const Images& x, float eps, float* mean, float* rstd, cudaStream_t stream) {
+void launch_layer_norm(const Images& x, float eps, float* mean, float* rstd, Vector weight,
+                       Vector bias, void* y, DType dtype, cudaStream_t stream) {
   const int64_t rows = x.images * x.count;
   if (rows == 0) return;
-  const auto kernel =
-      Alignment(x.columns).with(x).holds() ? moments_kernel<true> : moments_kernel<false>;
+  Alignment alignment(x.columns);
+  alignment.with(x).with(weight).with(bias).with(y);
+  const auto kernel = alignment.holds() ? moments_kernel<true> : moments_kernel<false>;
   launch(kernel, blocks_for(rows), dim3(kThreads), 0, stream, Matrix(x), rows, x.columns, eps, mean,
-         rstd);
+         rstd, weight, bias, y, dtype);
+}
+
+void launch_moments(const Images& x, float eps, float* mean, float* rstd, cudaStream_t stream) {
+  launch_layer_norm(x, eps, mean, rstd, {}, {}, nullptr, x.dtype, stream);
 }
 
 void launch_norm(const Images& x, const NormParams& norm, Vector scale, const Images& residual,

@@ -16,12 +16,16 @@ struct Images {
 
 // The norm over the columns of every row: (x - mean) * rstd * weight + bias. Without mean: affine.
 struct NormParams {
-  const float *mean, *rstd;  // (images, rows)
-  Vector weight, bias;       // (columns)
+  float *mean, *rstd;   // (images, rows)
+  Vector weight, bias;  // (columns)
 };
 
 // mean and 1 / sqrt(variance + eps) of every row, in two passes over a row that is read once.
 void launch_moments(const Images& x, float eps, float* mean, float* rstd, cudaStream_t stream);
+
+// The same, and the norm by them: y = (x - mean) * rstd * weight + bias, contiguous, in `dtype`.
+void launch_layer_norm(const Images& x, float eps, float* mean, float* rstd, Vector weight,
+                       Vector bias, void* y, DType dtype, cudaStream_t stream);
 
 // y = residual + scale * norm(x), contiguous, in `dtype`.
 void launch_norm(const Images& x, const NormParams& norm, Vector scale, const Images& residual,

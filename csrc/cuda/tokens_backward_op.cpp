@@ -31,15 +31,15 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   const bool two = mix.layers.size() > 1, normed = mix.norm_args.kind != "none";
   const bool needs_normed = wanted.x || (normed && (wanted.norm_weight || wanted.norm_bias));
   const bool needs_hidden = two && (needs_normed || of_first.w || of_first.b);
-  const NormParams norm = launch_moments_of(call, x, mix.norm_args, stream);
+  const NormParams norm = norm_params_of(call, x, mix.norm_args);
 
   const std::initializer_list<int64_t> like_x = {x.images, x.count, x.columns},
                                        like_y = {dy.images, dy.count, dy.columns},
                                        inside = {x.images, first.w.count, x.columns};
   const Result like_inside{nullptr, call.dtype(), int64_t{first.w.count} * x.columns, x.columns};
-  const Normed in = launch_norm_of(call, x, norm, true, stream, [&](const Operand& dense) {
-    return first.product(call, x, dense, like_inside);
-  });
+  const Normed in = launch_norm_of(
+      call, x, norm, mix.norm_args.eps, true, stream,
+      [&](const Operand& dense) { return first.product(call, x, dense, like_inside); });
   Images inner{}, hidden{};  // of the first layer, before the activation and after it
   if (two && (needs_hidden || of_last.w || wanted.scale)) {
     const Tensor before = call.empty(inside, call.dtype()),

@@ -38,14 +38,17 @@ void mix(const Tensor& y, const Tensor& given, const NormArgs& norm, const Tenso
   const TokenLayer layer(call, weight, bias, x.count);
   const Result result = result_of(call, layer, x, y, scale, factor, residual);
   on_stream_of(given, [&](cudaStream_t stream) {
-    const NormParams params = launch_moments_of(call, x, norm, stream);
+    const NormParams params = norm_params_of(call, x, norm);
     if (const auto tokens = tokens_of(call, layer, x, params, result)) {
       const Rows& w = layer.w.rows;
       const TokenLinearSm90Params p{*tokens, w.data, w.stride, layer.bias};
-      if (fits_sm90(p)) return launch_token_linear_sm90(p, stream);
+      if (fits_sm90(p)) {
+        launch_moments_of(x, params, norm.eps, stream);
+        return launch_token_linear_sm90(p, stream);
+      }
     }
     const auto product = [&](const Operand& in) { return layer.product(call, x, in, result); };
-    const Normed in = launch_norm_of(call, x, params, true, stream, product);
+    const Normed in = launch_norm_of(call, x, params, norm.eps, true, stream, product);
     multiply(product(in.operand(true)), stream);
   });
 }
@@ -74,14 +77,14 @@ void token_mlp(const Tensor& y, const Tensor& given, const std::string& norm,
   const TokenLayer last(call, w2, b2, first.w.count, "w2");
   const Result result = result_of(call, last, x, y, scale, {}, residual);
   on_stream_of(given, [&](cudaStream_t stream) {
-    const NormParams params =
-        launch_moments_of(call, x, {norm, norm_weight, norm_bias, eps}, stream);
+    const NormParams params = norm_params_of(call, x, {norm, norm_weight, norm_bias, eps});
     if (const auto tokens = tokens_of(call, last, x, params, result)) {
       const Rows &rows1 = first.w.rows, &rows2 = last.w.rows;
       TokenMlpSm90Params p{*tokens,      rows1.data, rows1.stride,     first.bias,    rows2.data,
                            rows2.stride, last.bias,  first.activation, first.w.count, nullptr};
       if (fits_sm90(p)) {
         p.workspace = call.floats(ceil_div(workspace_bytes(p), sizeof(float)));
+        launch_moments_of(x, params, eps, stream);
         return launch_token_mlp_sm90(p, stream);
       }
     }
@@ -89,7 +92,7 @@ void token_mlp(const Tensor& y, const Tensor& given, const std::string& norm,
     Result to = call.result(hidden);
     to.row_bias = first.bias, to.activation = first.activation;
     const auto product = [&](const Operand& in) { return first.product(call, x, in, to); };
-    const Normed in = launch_norm_of(call, x, params, true, stream, product);
+    const Normed in = launch_norm_of(call, x, params, eps, true, stream, product);
     multiply(product(in.operand(true)), stream);
     const Images inner = call.images(hidden, "the hidden");
     multiply(last.product(call, inner, operand_of(inner, true), result), stream);

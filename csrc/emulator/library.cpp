@@ -66,6 +66,14 @@ const char* moments(uint64_t seed, const shiftmlp::Images& x, float eps, float* 
   return run(seed, [&] { shiftmlp::launch_moments(x, eps, mean, rstd, nullptr); });
 }
 
+const char* layer_norm(uint64_t seed, const shiftmlp::Images& x, float eps, float* mean,
+                       float* rstd, const shiftmlp::Vector& weight, const shiftmlp::Vector& bias,
+                       void* y, shiftmlp::DType dtype) {
+  return run(seed, [&] {
+    shiftmlp::launch_layer_norm(x, eps, mean, rstd, weight, bias, y, dtype, nullptr);
+  });
+}
+
 const char* norm_of_rows(uint64_t seed, const shiftmlp::Images& x, const shiftmlp::NormParams& norm,
                          const shiftmlp::Vector& scale, const shiftmlp::Images& residual, void* y,
                          shiftmlp::DType dtype) {
