@@ -58,7 +58,7 @@ def check_product(library, seed: int) -> None:
         cases[f"float32, {which} by rows"] = with_option(
             fractional(turned, which), f"{which} misaligned"
         )
-    cases["float32, strided by 8 bytes"] = with_option(single, "rows strided by 8 bytes")
+    cases["float32, 8 bytes at a time"] = with_option(single, "rows aligned to 4 bytes")
     for name in ("s2", "wrap", "zero-diagonal", "grid"):
         cases[name] = replace(pixels, rows=moved(pixels.rows, SHIFTS[name]))
         cases[f"{name} by rows"] = replace(by_rows, columns=moved(by_rows.columns, SHIFTS[name]))

@@ -229,7 +229,7 @@ struct Tile {
       return kSumsRows ? &items[term][line] : &items[line][term];
     };
     const int lane = threadIdx.x % 32;
-    if constexpr (sizeof(T) == 4) {  // ldmatrix turns no floats
+    if constexpr (sizeof(T) == 4) {  // one by one: ldmatrix turns no floats
 #pragma unroll
       for (int i = 0; i < kCount; ++i) to[i] = to_tf32(*item(i, lane / 4, lane % 4));
     } else {
