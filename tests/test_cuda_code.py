@@ -18,8 +18,10 @@ pytestmark = [
 
 
 HMMA = {
-    "__half": "HMMA.16816.F32", "__nv_bfloat16": "HMMA.16816.F32.BF16", "float": "HMMA.1688.F32.TF32",
-}  # fmt: skip
+    "__half": "HMMA.16816.F32",
+    "__nv_bfloat16": "HMMA.16816.F32.BF16",
+    "float": "HMMA.1688.F32.TF32",
+}
 
 
 @pytest.fixture(scope="module")
