@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from contextlib import nullcontext
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS's condition for determinism
 
@@ -17,6 +18,8 @@ if not torch.cuda.is_available():
         import interpreter_bf16
 
         interpreter_bf16.patch()
+
+import tf32  # noqa: E402
 
 from shiftmlp.cli._models import make_torchvision_importable  # noqa: E402
 
@@ -33,6 +36,16 @@ def poison():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def precision(request):
+    """TF32 is allowed in tests of a backend whose float32 products have nothing else."""
+    given = getattr(getattr(request.node, "callspec", None), "params", {})
+    backend, dtype = given.get("backend"), given.get("dtype")
+    in_tf32 = backend == "emulated_tf32" or (backend == "cuda" and dtype == torch.float32)
+    with tf32.allowed() if in_tf32 else nullcontext():
+        yield
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -95,6 +95,19 @@ DEFECTS = {
     "CUDA: a residual of another dtype taken": (
         f"{OPS}/_native.py", '"dy", "residual", ', '"dy", ', "test_emulated.py told",
     ),
+    "CUDA: float32 taken unasked": (
+        f"{OPS}/_native.py", " and not allows_tf32()", " and False", "test_emulated.py told",
+    ),
+    "CUDA tokens, sm_90a: float32 taken for 16 bits": (
+        f"{CUDA}/token_tiles_sm90.h",
+        "(p.dtype == DType::kFloat16 || p.dtype == DType::kBFloat16) && ", "",
+        "test_emulated.py portable_kernels",
+    ),
+    "CUDA channels, sm_90a: float32 taken for 16 bits": (
+        f"{CUDA}/product_sm90.cu",
+        " || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)", "",
+        "test_emulated.py portable_kernels",
+    ),
     "CUDA channels: no bias": (
         CHANNELS, "to.column_bias = bias, to.activation", "to.activation",
         "test_emulated_channels.py exact and affine",

@@ -1,5 +1,6 @@
 """The backend "emulated": every "cuda" kernel, its adapter included, on tensors in CPU memory. It
 plays a device of capability 8.0, and "emulated_sm90" one of 9.0 for the ops that choose by it.
+"emulated_tf32" is the first one again, given float32 where `tf32.allowed`.
 
 They refuse what "cuda" refuses, but for the device, and each of their calls has the threads run in
 another order. Tests that walk the backends walk it too, where the emulator can be built. A call
@@ -18,8 +19,9 @@ from shiftmlp.ops import OPS
 from shiftmlp.ops import _native as native
 from shiftmlp.ops._op import Op
 
-CAPABILITIES = {"emulated": 80, "emulated_sm90": 90}
-BACKENDS = [] if emulator.missing() else list(CAPABILITIES)
+CAPABILITIES = {"emulated": 80, "emulated_sm90": 90, "emulated_tf32": 80}
+WITH_TF32 = [] if emulator.missing() else list(CAPABILITIES)
+BACKENDS = WITH_TF32[:2]
 DRAWS = 4  # of a case whose result is a few numbers
 
 
@@ -56,11 +58,14 @@ def attach(op: Op, backend: str) -> None:
         with mock.patch.object(native, "not_there", not_on_cpu):
             return refuses(*inputs)
 
-    op.kernel(backend, refused, dtypes=op.dtypes["cuda"])(emulate)
+    op.kernel(backend, refused)(emulate)
+    if taken := op.dtypes["cuda"]:  # what tests give it
+        is_tf32 = backend == "emulated_tf32"
+        op.dtypes[backend] = tuple(t for t in taken if (t == torch.float32) == is_tf32)
 
 
 for _op in OPS.values():
-    for _backend in BACKENDS:
+    for _backend in WITH_TF32:
         # That of spatial_shift is the same everywhere.
         if "cuda" in _op.kernels and (_backend == "emulated" or "spatial" not in _op.name):
             attach(_op, _backend)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import emulator
+import tf32
 import torch
 from emulator import Operand, Product, Result, Rows, Vector, fenced
 from torch import Tensor
@@ -89,8 +90,9 @@ class Case:
     inner: bool = False  # what enters the activation is wanted too: images before the result's
     moves: Shift | None = None  # of the result, on maps of 5 by 7 pixels
 
-    def reference(self, step=lambda v: v) -> Tensor:
-        y = self.rows.elements(step) @ self.columns.elements(step).mT
+    def reference(self, step=lambda v: v, multiplied=lambda v: v) -> Tensor:
+        rows, columns = (multiplied(s.elements(step)) for s in (self.rows, self.columns))
+        y = rows @ columns.mT
         if self.splits:
             return (y if y.dim() == 2 else y.sum(0)).expand(1, -1, -1)
         y = y.expand(self.images, -1, -1)
@@ -113,8 +115,10 @@ class Case:
         return torch.cat([inner, y]) if self.inner else y
 
     def wanted(self, step=lambda v: v) -> Tensor:
-        """The reference in the result's dtype."""
-        return self.reference(step).to(self.result_dtype)
+        """The reference in the result's dtype, of float32 through TF32."""
+        is_single = self.columns.x.dtype == torch.float32
+        to_tf32 = [lambda v: tf32.rounded(v.float()).double()] * is_single
+        return self.reference(step, *to_tf32).to(self.result_dtype)
 
     @property
     def result_dtype(self):
@@ -157,6 +161,11 @@ def one_of(*values):
     return lambda *shape: torch.tensor(values)[torch.randint(len(values), shape)].float()
 
 
+def fractions(*shape):
+    """Of 13 bits: TF32 has no such numbers, and an eighth are halves between two of its own."""
+    return one_of(-1, 1)(*shape) * (1 + torch.randint(2**13, shape) / 2**13)
+
+
 # Whether the columns and the rows sum their rows, and which of them all images share.
 LAYOUTS = {
     "token": (True, False, "rows"),
@@ -181,6 +190,12 @@ def case(layout, M, N, K, images=1, dtype=torch.bfloat16, make=integers) -> Case
         side(make, dtype, images, N, K, rows, shared == "rows"),
         images,
     )
+
+
+def fractional(c: Case, which: str) -> Case:
+    """In float32, where sums of such numbers are exact if the other operand is of integers."""
+    s = getattr(c, which)
+    return replace(c, **{which: replace(s, x=fenced(fractions(*s.x.shape)))})
 
 
 def normed(s: Side, make, norm: str) -> Side:

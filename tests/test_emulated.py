@@ -5,6 +5,7 @@ import re
 import emulated
 import options
 import pytest
+import tf32
 import torch
 from samples import SAMPLES, convert, randn
 from test_kernels import exact_dtype
@@ -28,11 +29,11 @@ SUBSETS = [
 
 @pytest.fixture(autouse=True)
 def emulated_is_a_backend(monkeypatch):
-    monkeypatch.setattr(_settings, "BACKENDS", (*_settings.BACKENDS, "emulated"))
+    monkeypatch.setattr(_settings, "BACKENDS", (*_settings.BACKENDS, *emulated.WITH_TF32))
 
 
-def leaves(name, chosen) -> dict:
-    make = randn(exact_dtype(OPS[name], "emulated"))
+def leaves(name, chosen, backend="emulated") -> dict:
+    make = randn(exact_dtype(OPS[name], backend))
     return options.tensors(chosen, lambda *shape: make(*shape).requires_grad_())
 
 
@@ -40,13 +41,12 @@ def call(name, chosen, made, backend="emulated") -> Tensor:
     return getattr(SF, name)(**options.arguments(chosen, made), backend=backend)
 
 
-@pytest.mark.parametrize(("name", "chosen"), SUBSETS)
-def test_every_option_is_as_good_as_torch(name, chosen):
+def every_option(name, chosen, backend):
     draws = []
     for _ in range(emulated.DRAWS):
-        made = leaves(name, chosen)
+        made = leaves(name, chosen, backend)
         exact = {key: t.detach().double().requires_grad_() for key, t in made.items()}
-        cases = (made, "emulated"), (made, "reference"), (exact, "reference")
+        cases = (made, backend), (made, "reference"), (exact, "reference")
         results = [call(name, chosen, *case) for case in cases]
         dy = torch.randn_like(results[0])
         draws.append([
@@ -54,6 +54,17 @@ def test_every_option_is_as_good_as_torch(name, chosen):
             for y, (given, _) in zip(results, cases, strict=True)
         ])  # fmt: skip
     testing.assert_as_good_on_average(draws)
+
+
+@pytest.mark.parametrize(("name", "chosen"), SUBSETS)
+def test_every_option_is_as_good_as_torch(name, chosen):
+    every_option(name, chosen, "emulated")
+
+
+@pytest.mark.parametrize("backend", emulated.WITH_TF32[2:])
+@pytest.mark.parametrize(("name", "chosen"), [s for s in SUBSETS if "spatial" not in s.id][::4])
+def test_options_in_tf32_are_as_good_as_torch(name, chosen, backend):
+    every_option(name, chosen, backend)
 
 
 @pytest.mark.parametrize(("name", "chosen"), SUBSETS)
@@ -70,7 +81,7 @@ def test_only_what_is_asked_for_is_computed(name, chosen):
         testing.assert_same_bits(alone[key].grad, wanted)
 
 
-@pytest.mark.parametrize("backend", emulated.BACKENDS)
+@pytest.mark.parametrize("backend", emulated.WITH_TF32)
 @pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
 def test_many_images(op, backend):
     """So many that sums over them are made in parts."""
@@ -78,7 +89,7 @@ def test_many_images(op, backend):
     batched = {"dy", *OPS[op.name.removesuffix("_backward")].batched}
     args = [
         torch.cat([arg] * 48) if name in batched and arg is not None else arg
-        for name, arg in zip(op.names, sample(randn(torch.bfloat16)), strict=False)
+        for name, arg in zip(op.names, sample(randn(op.dtypes[backend][0])), strict=False)
     ]
     exact = op(*convert(args, Tensor.double), "reference")
     testing.assert_as_good_as_torch(op(*args, backend), op(*args, "reference"), exact)
@@ -127,10 +138,13 @@ def test_what_the_products_cannot_take_is_told(op):
             op(*args, backend)
         return str(told.value).removeprefix(f"{backend} cannot run {op.name}: ")
 
-    for dtype in (torch.float32, torch.float64):
-        name = str(dtype).removeprefix("torch.")
-        told = refusal(sample(randn(dtype)))
-        assert told == f"{first} must be bfloat16, float16, got torch.{name}"
+    told = refusal(sample(randn(torch.float64)))
+    assert told == f"{first} must be bfloat16, float16, float32, got torch.float64"
+    told = refusal(sample(randn(torch.float32)))
+    assert told == (
+        f"{first} in float32 is multiplied in TF32, which PyTorch must be told to allow: "
+        'torch.backends.cuda.matmul.fp32_precision = "tf32"'
+    )
     args = sample(randn(torch.bfloat16))
     assert refusal(args, "cuda").endswith(f"{first} must be on cuda, got cpu")
     for name, index in where.items():
@@ -149,6 +163,29 @@ def test_what_the_products_cannot_take_is_told(op):
     huge = torch.empty((1, 1, 1), dtype=torch.bfloat16).expand(1, 1, 2**31)
     told = op.refusal("emulated", huge, *args[1:])
     assert re.search(r"less than 2\^31 columns|H, W and C must be at most", told)
+
+
+@pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
+def test_float32_takes_the_portable_kernels_everywhere(op):
+    args = next(iter(SAMPLES[op.name].values()))(randn(torch.float32))
+    with tf32.allowed():
+        testing.assert_same_bits(op(*args, "emulated_sm90"), op(*args, "emulated"))
+
+
+@pytest.mark.parametrize("allow", [
+    lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    lambda: torch.set_float32_matmul_precision("high"),
+], ids=["allow_tf32", "high"])  # fmt: skip
+def test_every_way_to_allow_tf32_counts(allow):
+    op = OPS["channel_mlp"]
+    args = next(iter(SAMPLES[op.name].values()))(randn(torch.float32))
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        allow()
+        assert op.refusal("emulated", *args) is None
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    assert "TF32" in op.refusal("emulated", *args)
 
 
 @pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)

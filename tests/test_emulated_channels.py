@@ -6,6 +6,7 @@ import emulator
 import pytest
 import torch
 from samples import NO_NORM, S2, SHIFTS, affine, convert, linears
+from test_kernels import exact_dtype
 from torch import Tensor
 
 from shiftmlp import Shift
@@ -54,14 +55,19 @@ def backward_args(op, args, dy):
     return dy, *(given[name] for name in op.saved), needs
 
 
-@pytest.mark.parametrize("backend", emulated.BACKENDS)
-@pytest.mark.parametrize("case", CASES)
+EXACT = [(case, backend) for case in CASES for backend in emulated.BACKENDS]
+EXACT += [(case, backend) for case in [*CASES][::8] for backend in emulated.WITH_TF32[2:]]
+
+
+@pytest.mark.parametrize(("case", "backend"), EXACT)
 def test_more_than_a_tile_is_exact(case, backend):
     op, args = OPS[case.partition("-")[0]], CASES[case]()
+    dtype = exact_dtype(op, backend)
+    args = convert(args, lambda t: t.to(dtype))
     y = op(*args, backend)
     wanted = op(*convert(args, Tensor.double), "reference")
-    assert torch.equal(y, wanted.half())
-    inputs = backward_args(op, args, signs(*y.shape))
+    assert torch.equal(y, wanted.to(dtype))
+    inputs = backward_args(op, args, signs(*y.shape).to(dtype))
     gradients = op.backward(*inputs, backend)
     wanted = op.backward(*convert(inputs, Tensor.double), "reference")
     for index, (gradient, exact) in enumerate(zip(gradients, wanted, strict=True)):

@@ -15,7 +15,7 @@ MOVES = {"spatial_shift", "spatial_shift_backward"}
 LOW = [torch.float32, torch.float16, torch.bfloat16]
 
 BACKENDS = [name for name in PREFERENCE if name != "cuda" or torch.cuda.is_available()]
-BACKENDS += emulated.BACKENDS
+BACKENDS += emulated.WITH_TF32
 CASES = [
     pytest.param(op, backend, sample, id=f"{op.name}-{backend}-{name}")
     for op in OPS.values()
@@ -26,7 +26,8 @@ CASES = [
 KERNELS = [case for case in CASES if case.values[1] != "reference"]
 
 
-DRAWS = {"cpu": 8}  # where a call is cheap
+# Where a call is cheap; and where no rounding of the result hides what is chance.
+DRAWS = {"cpu": 8, "emulated_tf32": emulated.DRAWS}
 
 
 def run(op, backend, args):
@@ -63,9 +64,11 @@ def test_kernel_is_as_good_as_torch(op, backend, sample, dtype, device):
 
 
 def exact_dtype(op, backend) -> torch.dtype:
-    """In which small integers have no rounding: float32, or float16 where that is not taken."""
+    """In which small integers have no rounding: float32, or float16 where that is not taken, or
+    asks for TF32."""
     dtypes = op.dtypes[backend]
-    return torch.float32 if dtypes is None or torch.float32 in dtypes else torch.float16
+    has_float32 = dtypes is None or (torch.float32 in dtypes and backend != "cuda")
+    return torch.float32 if has_float32 else torch.float16
 
 
 def integers(device, dtype=torch.float32):

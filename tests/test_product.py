@@ -5,13 +5,13 @@ from dataclasses import replace
 import emulator
 import pytest
 import torch
-from products import EXACT, INEXACT, LAYOUTS, case, check_exact, moved, with_option
+from products import EXACT, INEXACT, LAYOUTS, case, check_exact, fractional, moved, with_option
 from samples import SHIFTS
 
 from shiftmlp.testing import assert_as_good_as_torch, assert_same_bits
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
-DTYPES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SEEDS = range(10)
 
 
@@ -40,8 +40,9 @@ SIZES = [
 def test_sizes(layout, sizes, library):
     is_small = max(sizes) < 50
     for seed in SEEDS if is_small else SEEDS[max(sizes) % 7 :: 7]:
-        c = case(layout, *sizes, images=3 if is_small else 1, dtype=DTYPES[seed % 2])
-        check_exact(library, seed, c, str(sizes))
+        for dtype in [DTYPES[seed % 3]] if is_small else [DTYPES[seed % 2], torch.float32]:
+            c = case(layout, *sizes, images=3 if is_small else 1, dtype=dtype)
+            check_exact(library, seed, c, f"{sizes}, {dtype}")
 
 
 @pytest.mark.parametrize("option", EXACT)
@@ -50,15 +51,25 @@ def test_options_are_exact_on_integers(layout, option, library):
     """In every combination of what is summed over, with either operand shared or none."""
     for seed in SEEDS:
         sizes = [(24, 14, 40), (21, 9, 27), (72, 24, 17)][seed % 3]
-        c = case(layout, *sizes, images=2, dtype=DTYPES[seed % 2])
+        c = case(layout, *sizes, images=2, dtype=DTYPES[seed // 3 % 3])
         check_exact(library, seed, with_option(c, option), option)
+
+
+@pytest.mark.parametrize("which", ["columns", "rows"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_float32_is_rounded_to_tf32(layout, which, library):
+    """Once, behind the scale."""
+    for seed in SEEDS[::3]:
+        c = fractional(case(layout, 24, 20, 40, dtype=torch.float32), which)
+        check_exact(library, seed, c, which)
+        check_exact(library, seed, with_option(c, f"{which} scale"), f"{which} scale")
 
 
 @pytest.mark.parametrize("layout", ["token dw", "channel dw"])
 def test_splits(layout, library):
     for seed in SEEDS:
         for sizes, images, splits in [((20, 9, 70), 3, 2), ((9, 8, 33), 2, 7), ((8, 8, 8), 0, 2)]:
-            c = replace(case(layout, *sizes, images), splits=splits)
+            c = replace(case(layout, *sizes, images, DTYPES[seed % 3]), splits=splits)
             check_exact(library, seed, c, f"{sizes}, {splits} splits")
 
 
@@ -86,12 +97,12 @@ SHIFTED = {"channel": "rows", "channel dw": "columns", "channel dx": "rows", "to
 
 @pytest.mark.parametrize("name", SHIFTS)
 def test_shifts(name, library):
-    """Of a map with the sides 5 and 7, two of which are an image, with 24 or 21 channels."""
+    """Of a map with the sides 5 and 7, two of which are an image, with 21, 22 or 24 channels."""
     for seed, (layout, which) in zip(SEEDS, SHIFTED.items(), strict=False):
-        for channels in (24, 21):
+        for channels, dtype in ((24, DTYPES[0]), (21, DTYPES[1]), (22, torch.float32)):
             size, K = (70, channels) if layout != "channel dw" else (channels, 70)
             M, N = (9, size) if which == "rows" else (size, 9)
-            c = case(layout, M, N, K)
+            c = case(layout, M, N, K, dtype=dtype)
             c = replace(c, **{which: moved(getattr(c, which), SHIFTS[name])})
             check_exact(library, seed, c, f"{layout}, {channels} channels")
 

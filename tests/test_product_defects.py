@@ -7,7 +7,7 @@ import emulator
 import pytest
 import torch
 from emulator import fenced
-from products import ACTIVATIONS, Case, Side, case, check_exact, moved, with_option
+from products import ACTIVATIONS, Case, Side, case, check_exact, fractional, moved, with_option
 from samples import SHIFTS
 from torch import Tensor
 
@@ -25,6 +25,9 @@ def check_product(library, seed: int) -> None:
     summed = replace(case("channel dw", 9, 17, 70, images=3), splits=2)
     across = case("token dw", 9, 14, 100)
     pixels = case("channel", 24, 70, 40)
+    single, turned = (
+        case(layout, 24, 20, 40, dtype=torch.float32) for layout in ("channel", "token dx")
+    )
     by_rows = case("channel dw", 24, 9, 70)
     cases = {
         "channel": with_option(channel, "rows all"),
@@ -50,6 +53,12 @@ def check_product(library, seed: int) -> None:
         "more splits than chunks": replace(summed, splits=13),
         "no terms": case("token", 8, 8, 0),
     }
+    for which in ("columns", "rows"):
+        cases[f"float32, {which}"] = with_option(fractional(single, which), f"{which} scale")
+        cases[f"float32, {which} by rows"] = with_option(
+            fractional(turned, which), f"{which} misaligned"
+        )
+    cases["float32, 8 bytes at a time"] = with_option(single, "rows aligned to 4 bytes")
     for name in ("s2", "wrap", "zero-diagonal", "grid"):
         cases[name] = replace(pixels, rows=moved(pixels.rows, SHIFTS[name]))
         cases[f"{name} by rows"] = replace(by_rows, columns=moved(by_rows.columns, SHIFTS[name]))
@@ -114,11 +123,13 @@ PRODUCT = {
         "cp_async_wait<kStages - 2>();\n#pragma unroll 1\n      for (int i = 0; i < 2; ++i)",
         "for (int i = 0; i < 3; ++i) if (i == 2) cp_async_wait<kStages - 2>(); else",
     ),
-    "another chunk's numbers": ("reading.next(p.K);", ""),
+    "another chunk's numbers": ("reading.next(kDepth, p.K);", ""),
+    "half of the terms": ("k += kDepth / 2", "k += kDepth"),
     "halves of b swapped": ("multiply(j, {b[0], b[1]})", "multiply(j, {b[1], b[0]})"),
-    "quarters of a swapped": (
-        "16 * i + lane / 8 % 2 * 8, k + lane / 16 * 8",
-        "16 * i + lane / 16 * 8, k + lane / 8 % 2 * 8",
+    "quarters of a swapped": ("load<false>(a[i]", "load<true>(a[i]"),
+    "quarters of b swapped": (
+        "uint32_t b[4];\n          stage.rows.template load<true>",
+        "uint32_t b[4];\n          stage.rows.template load<false>",
     ),
     "splits that all begin at the first chunk": ("begin = image * all / p.splits", "begin = 0"),
     "splits of images, not of chunks": ("begin % of_image", "0 * of_image"),
@@ -180,6 +191,25 @@ TILE = {
     "no scale": ("v.at[i] *= scale.at[i];", ";"),
     "no factor": ("if (o.factor.data) {", "if (false) {"),
     "not transposed": ("ldmatrix<kSumsRows>", "ldmatrix<false>"),
+    "matrices apart by one of 16 bits": (": far) * kWord<T>;", ": far) * 8;"),
+    "floats transposed": ("item(i, lane / 4, lane % 4)", "item(i, lane % 8, lane / 8)"),
+    "floats truncated": (
+        "to_tf32(*item(i, lane / 4, lane % 4))",
+        "reinterpret_cast<const uint32_t&>(*item(i, lane / 4, lane % 4))",
+    ),
+    "floats rounded before they are changed": (
+        "auto v = read<kItems>(at, kItems);",
+        "auto v = read<kItems>(at, kItems);\n"
+        "for (float& x : v.at) {\n"
+        "  const uint32_t word = to_tf32(x);\n"
+        "  if (sizeof(T) == 4) x = reinterpret_cast<const float&>(word);\n"
+        "}",
+    ),
+    "a float's bytes taken for two": ("side.bytes / static_cast<int>(sizeof(T))", "side.bytes / 2"),
+    "a float's bytes taken for two in every copy": (
+        "j += kBytes / sizeof(T)", "j += kBytes / 2",
+    ),
+    "twice the alignment of rows": ("all |= n * item;", "all |= 2 * n * item;"),
 }  # fmt: skip
 
 

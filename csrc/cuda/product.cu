@@ -1,6 +1,6 @@
 // A block owns some columns of an image of the result by some rows, a warp a part of those. Chunks
 // of both operands go through a ring in shared memory, as they lie in memory: what is summed over
-// may be along the rows there or across them, and ldmatrix turns it as mma wants it.
+// may be along the rows there or across them, and is loaded as mma wants it.
 #include "product.h"
 #include "result.h"
 #include "tile.h"
@@ -48,8 +48,8 @@ struct Chunk {
   int64_t b;
   int32_t k;
 
-  __device__ void next(int32_t K) {
-    k += kDepth;
+  __device__ void next(int32_t depth, int32_t K) {
+    k += depth;
     if (k >= K) k = 0, ++b;
   }
 };
@@ -65,17 +65,17 @@ struct Part {
   int64_t chunks;
 
   template <class Shape>
-  __device__ Part(const Params& p, Shape) {
+  __device__ Part(const Params& p, int depth, Shape) {
     const uint32_t across = parts_of(p.M, Shape::kM), down = parts_of(p.N, Shape::kN);
     m = blockIdx.x % across * Shape::kM;
     n = blockIdx.x / across % down * Shape::kN;
     image = p.first + blockIdx.x / (across * down);
-    const int64_t of_image = parts_of(p.K, kDepth);
+    const int64_t of_image = parts_of(p.K, depth);
     first = {image, 0};
     chunks = of_image;
     if (p.splits > 0 && of_image > 0) {
       const int64_t all = p.images * of_image, begin = image * all / p.splits;
-      first = {begin / of_image, static_cast<int32_t>(begin % of_image) * kDepth};
+      first = {begin / of_image, static_cast<int32_t>(begin % of_image) * depth};
       chunks = (image + 1) * all / p.splits - begin;
     }
   }
@@ -85,7 +85,8 @@ template <class T, class Layout, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 2)
     product_kernel(const __grid_constant__ Params p) {
   auto& shared = shared_memory<Shared<T, Layout, Shape>>();
-  const Part part(p, Shape{});
+  constexpr int kDepth = shiftmlp::kDepth<T>;
+  const Part part(p, kDepth, Shape{});
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_m = warp % Shape::kWarpsAcross * Shape::kWarpM;
   const int warp_n = warp / Shape::kWarpsAcross * Shape::kWarpN;
@@ -107,7 +108,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
         if (!p.sides[i].changes) continue;
         change<kBatch>(pieces(stage, i, reading.k), p.sides[i], reading.b);
       }
-      reading.next(p.K);
+      reading.next(kDepth, p.K);
       block_barrier();  // all have their part of this chunk, and are done with the one before
     }
     if (chunk + kStages - 1 < part.chunks) {
@@ -118,32 +119,38 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
       for (int i = 0; i < 2; ++i) {
         if (!p.sides[i].plain) copy_any(pieces(to, i, loading.k), p.sides[i], loading.b);
       }
-      loading.next(p.K);
+      loading.next(kDepth, p.K);
     }
     cp_async_commit();  // an empty group too: the wait above counts them
     ring = ring + 1 < kStages ? ring + 1 : 0;
     if (chunk < 0) continue;
 #pragma unroll
-    for (int k = 0; k < kDepth; k += 16) {
+    for (int k = 0; k < kDepth; k += kDepth / 2) {
       uint32_t a[Shape::kWarpM / 16][4];
 #pragma unroll
       for (int i = 0; i < Shape::kWarpM / 16; ++i) {
-        stage.columns.load(a[i], warp_m + 16 * i + lane / 8 % 2 * 8, k + lane / 16 * 8);
+        stage.columns.template load<false>(a[i], warp_m + 16 * i, k);
       }
 #pragma unroll
       for (int j = 0; j < Shape::kWarpN / 8; j += 2) {
         const auto multiply = [&](int j, const uint32_t (&b)[2]) {
 #pragma unroll
-          for (int i = 0; i < Shape::kWarpM / 16; ++i) mma<T>(sums[i][j], a[i], b);
+          for (int i = 0; i < Shape::kWarpM / 16; ++i) {
+            if constexpr (sizeof(T) == 4) {
+              mma_tf32(sums[i][j], a[i], b);
+            } else {
+              mma<T>(sums[i][j], a[i], b);
+            }
+          }
         };
         if (j + 1 < Shape::kWarpN / 8) {
           uint32_t b[4];
-          stage.rows.load(b, warp_n + 8 * j + lane / 16 * 8, k + lane / 8 % 2 * 8);
+          stage.rows.template load<true>(b, warp_n + 8 * j, k);
           multiply(j, {b[0], b[1]});
           multiply(j + 1, {b[2], b[3]});
         } else {
           uint32_t b[2];
-          stage.rows.load(b, warp_n + 8 * j, k + lane / 8 % 2 * 8);
+          stage.rows.template load<true>(b, warp_n + 8 * j, k);
           multiply(j, b);
         }
       }
@@ -211,7 +218,7 @@ void launch_product(const Product& p, cudaStream_t stream) {
   if (p.M == 0 || p.N == 0) return;
   with_type<__half, __nv_bfloat16>(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) <= 4) {
       if (!p.columns.sums_rows) {
         launch_layout<T, Layout<false, false>>(p, stream);
       } else if (!p.rows.sums_rows) {

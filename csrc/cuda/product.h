@@ -29,7 +29,7 @@ struct Vector {
 
 // One side of a product, made of rows in memory: its elements are, in this order and each part as
 // far as it is given, factor * scale * activation(norm(shift(rows))), rounded to the product's
-// dtype once.
+// dtype once, or from float32 to TF32's 10 bits of fraction.
 struct Operand {
   Rows rows;
   bool sums_rows;                // what is summed over: the rows, or their columns
@@ -61,7 +61,7 @@ struct Result {
 // float32 and summed over all images too: in that many parts, each an image of the result, which
 // launch_sum_parts adds up. Rows that are summed over in the rows are so in the columns too.
 struct Product {
-  DType dtype;            // of both operands: float16 or bfloat16. Sums are in float32.
+  DType dtype;            // of both operands: not float64. Sums are in float32.
   Operand columns, rows;  // (M, K) and (N, K): the result's columns and rows
   Result result;
   int64_t images;

@@ -1,4 +1,4 @@
-// A block's part of an operand, of 32 terms of the sums, on its way into shared memory.
+// A block's part of an operand, of 64 bytes of terms of the sums, on its way into shared memory.
 #pragma once
 
 #include <algorithm>
@@ -10,9 +10,10 @@
 
 namespace shiftmlp {
 
-constexpr int kDepth = 32;  // terms of a chunk
-// Rows of 16-byte words end in an odd one, so that ldmatrix's eight rows lie in different banks.
-constexpr int kPad = 8;
+template <class T>
+constexpr int kWord = 16 / sizeof(T);  // items of 16 bytes, in which memory is accessed
+template <class T>
+constexpr int kDepth = 4 * kWord<T>;  // terms of a chunk
 
 // Divides numbers below 2^31 by d without a division: 2^p / d, rounded up, times n errs by less
 // than n < 2^31 <= 2^p / d.
@@ -26,6 +27,9 @@ struct Divisor {
 
   __device__ int32_t quotient(uint32_t n) const { return uint64_t{n} * multiplier >> p; }
 };
+
+// The first power of two that is n or more.
+constexpr int power_of_two(int n) { return n > 1 ? 2 * power_of_two((n + 1) / 2) : 1; }
 
 // An operand as a kernel takes it.
 struct Side {
@@ -61,8 +65,8 @@ inline Side side_of(const Operand& o, int32_t size, int32_t K, int64_t item) {
   return side;
 }
 
-// A thread's pieces of a tile, kItems each, below one another. What a tile knows are numbers here:
-// code that is long, or slow in any case, is compiled once for both operands.
+// A thread's pieces of a tile, 16 bytes each, below one another. What a tile knows are numbers
+// here: code that is long, or slow in any case, is compiled once for both operands.
 template <class T>
 struct Pieces {
   T* at;         // the first one, in shared memory,
@@ -96,20 +100,20 @@ __device__ void copy_any(const Pieces<T>& pieces, const Side& side, int64_t b) {
   for (int i = 0; i < pieces.count; ++i) {
     const int32_t r = pieces.r + i * pieces.down;
 #pragma unroll 1
-    for (int j = 0; j < kItems; j += each) {
+    for (int j = 0; j < kWord<T>; j += each) {
       const int32_t c = pieces.c + j;
       const bool inside = r < side.rows && c < side.columns;
       const T* const found = inside ? element(side, image, r, c) : nullptr;
       const T* const from = found ? found : data;
       T* const to = pieces.at + i * pieces.pitch + j;
-      switch (each) {
-        case 8:
+      switch (side.bytes) {
+        case 16:
           cp_async<16>(to, from, found != nullptr);
           break;
-        case 4:
+        case 8:
           cp_async<8>(to, from, found != nullptr);
           break;
-        case 2:
+        case 4:
           cp_async<4>(to, from, found != nullptr);
           break;
         default:
@@ -123,12 +127,12 @@ __device__ void copy_any(const Pieces<T>& pieces, const Side& side, int64_t b) {
 template <class T>
 struct OfPiece {
   float mean, rstd;
-  Packed<T> factor;
+  Packed<T, kWord<T>> factor;
 
   __device__ void load(const Operand& o, int64_t b, int64_t rows, int32_t r, int32_t c, int count) {
     const int64_t at = b * rows + r;
     if (o.mean) mean = o.mean[at], rstd = o.rstd[at];
-    if (o.factor.data) factor = pack<T>(o.factor, b, r, c, count);
+    if (o.factor.data) factor = pack<T, kWord<T>>(o.factor, b, r, c, count);
   }
 };
 
@@ -136,12 +140,14 @@ struct OfPiece {
 // waited for once for kBatch pieces.
 template <int kBatch, class T>
 __device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
+  constexpr int kItems = kWord<T>;
   const Operand& o = side.operand;
   const int32_t c = pieces.c, count = side.columns - c;
   if (count <= 0) return;
   const bool norm = o.mean != nullptr || o.weight.data != nullptr || o.bias.data != nullptr;
-  const Items weight = read(o.weight, c, count, 1.0f), bias = read(o.bias, c, count, 0.0f);
-  const Items scale = read(o.scale, c, count, 1.0f);
+  const auto weight = read<kItems>(o.weight, c, count, 1.0f);
+  const auto bias = read<kItems>(o.bias, c, count, 0.0f);
+  const auto scale = read<kItems>(o.scale, c, count, 1.0f);
   OfPiece<T> batch[kBatch];
 #pragma unroll 1
   for (int piece = 0; piece < pieces.count; ++piece) {
@@ -158,41 +164,45 @@ __device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
 #pragma unroll
     for (int i = 1; i < kBatch; ++i) batch[i - 1] = batch[i];
     T* const at = pieces.at + piece * pieces.pitch;
-    Items v = read(at, kItems);
+    auto v = read<kItems>(at, kItems);
     if (norm) {
       const float mean = o.mean ? own.mean : 0.0f, rstd = o.mean ? own.rstd : 1.0f;
-      for_each_item([&](int i) { v.at[i] = (v.at[i] - mean) * rstd * weight.at[i] + bias.at[i]; });
+      for_each_item<kItems>(
+          [&](int i) { v.at[i] = (v.at[i] - mean) * rstd * weight.at[i] + bias.at[i]; });
     }
     with_activation(o.activation, [&](auto activation) {
-      for_each_item([&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
+      for_each_item<kItems>(
+          [&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
     });
-    for_each_item([&](int i) { v.at[i] *= scale.at[i]; });
+    for_each_item<kItems>([&](int i) { v.at[i] *= scale.at[i]; });
     if (o.factor.data) {
-      const Items factor = unpack(own.factor);
-      for_each_item([&](int i) { v.at[i] *= factor.at[i]; });
+      const auto factor = unpack(own.factor);
+      for_each_item<kItems>([&](int i) { v.at[i] *= factor.at[i]; });
     }
-    for_each_item([&](int i) { v.at[i] = i < count ? v.at[i] : 0.0f; });
+    for_each_item<kItems>([&](int i) { v.at[i] = i < count ? v.at[i] : 0.0f; });
     write(at, v, kItems);
   }
 }
 
-// kSize of the result's columns or rows by kDepth terms. A thread copies the same pieces of 16
-// bytes in each chunk, all in one column of pieces.
+// kSize of the result's columns or rows by kDepth terms. A thread copies the same pieces in each
+// chunk, all in one column of pieces.
 template <class T, bool kSumsRows, int kSize, int kThreads>
 struct Tile {
-  static constexpr int kRows = kSumsRows ? kDepth : kSize;
-  static constexpr int kColumns = kSumsRows ? kSize : kDepth;
-  static constexpr int kPitch = kColumns + kPad;
-  static constexpr int kWords = kColumns / kItems;  // and the threads that copy a row:
-  static constexpr int kAcross = kWords <= 4 ? 4 : kWords <= 8 ? 8 : kWords <= 16 ? 16 : 32;
+  static constexpr int kRows = kSumsRows ? kDepth<T> : kSize;
+  static constexpr int kColumns = kSumsRows ? kSize : kDepth<T>;
+  // So that what a warp loads lies in different banks: eight words in neighbouring rows, for
+  // ldmatrix or of four floats each, or eight floats in each of four.
+  static constexpr int kPitch = kColumns + (kSumsRows ? 8 : kWord<T>);
+  static constexpr int kWords = kColumns / kWord<T>;
+  static constexpr int kAcross = power_of_two(kWords);  // threads that copy a row
   static constexpr int kDown = kThreads / kAcross;
-  static_assert(kWords <= kAcross && kThreads % kAcross == 0);
+  static_assert(kThreads % kAcross == 0);
 
   T items[kRows][kPitch];
 
   // This thread's, of the terms from k on for the result's columns or rows from `first` on.
   __device__ Pieces<T> pieces(int32_t first, int32_t k) {
-    const int row = threadIdx.x / kAcross, column = threadIdx.x % kAcross * kItems;
+    const int row = threadIdx.x / kAcross, column = threadIdx.x % kAcross * kWord<T>;
     const bool idle = column >= kColumns;
     const int count = idle ? 0 : (kRows - row + kDown - 1) / kDown;
     return {&items[row][idle ? 0 : column],
@@ -208,12 +218,24 @@ struct Tile {
     side.bytes == 16 ? copy_by<16>(pieces, side, b) : copy_by<8>(pieces, side, b);
   }
 
-  // Loads 8 x 8 matrices as mma takes them. Eight lanes, of each matrix, give where it begins: the
-  // column or row of the result, and the term.
-  template <int kCount>
+  // Loads matrices of 8 columns or rows of the result by kWord terms, as mma takes them: the first
+  // one from `at` and k on, the second one beside it along the terms or not, the others beyond.
+  template <bool kTermsFirst, int kCount>
   __device__ void load(uint32_t (&to)[kCount], int at, int k) const {
-    const int line = threadIdx.x % 8;
-    ldmatrix<kSumsRows>(to, kSumsRows ? &items[k + line][at] : &items[at + line][k]);
+    const auto item = [&](int matrix, int line, int term) {
+      const int near = matrix % 2, far = matrix / 2;
+      line += at + (kTermsFirst ? far : near) * 8;
+      term += k + (kTermsFirst ? near : far) * kWord<T>;
+      return kSumsRows ? &items[term][line] : &items[line][term];
+    };
+    const int lane = threadIdx.x % 32;
+    if constexpr (sizeof(T) == 4) {  // one by one: ldmatrix turns no floats
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) to[i] = to_tf32(*item(i, lane / 4, lane % 4));
+    } else {
+      const int row = lane % 8;
+      ldmatrix<kSumsRows>(to, kSumsRows ? item(lane / 8, 0, row) : item(lane / 8, row, 0));
+    }
   }
 
  private:
@@ -226,7 +248,7 @@ struct Tile {
     for (int i = 0; i < (kRows + kDown - 1) / kDown; ++i) {
       if (i >= pieces.count) return;
 #pragma unroll
-      for (int j = 0; j < kItems; j += kBytes / sizeof(T)) {
+      for (int j = 0; j < kWord<T>; j += kBytes / sizeof(T)) {
         const bool inside = pieces.r + i * kDown < side.rows && pieces.c + j < side.columns;
         cp_async<kBytes>(pieces.at + i * kDown * kPitch + j, inside ? from + j : data, inside);
       }

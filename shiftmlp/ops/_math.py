@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def allows_tf32() -> bool:
+    """Whether PyTorch is told that float32 products may run in TF32."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from .. import _native
 from ._differentiable import DifferentiableOp
-from ._math import at_least_float32
+from ._math import allows_tf32, at_least_float32
 from ._op import Op, never
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-HALVES = (torch.bfloat16, torch.float16)
+PRODUCTS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of those of csrc/cuda
 SMALL = 2**18
 MATRICES = {"x", "u", "v", "dy", "residual", "weight", "w1", "w2"}
 
@@ -73,6 +73,11 @@ def refuses_in_products(op: Op) -> Callable:
                 return f"{name} must have less than 2^31 rows, got {rows}"
             if tensor is not None and tensor.shape[-1] >= 2**31:
                 return f"{name} must have less than 2^31 columns, got {tensor.shape[-1]}"
+        if first.dtype == torch.float32 and not allows_tf32():
+            return (
+                f"{op.names[0]} in float32 is multiplied in TF32, which PyTorch must be told to "
+                'allow: torch.backends.cuda.matmul.fp32_precision = "tf32"'
+            )
         return refuses_mixture(*inputs)
 
     return refuses
@@ -156,7 +161,7 @@ def attach_products(
         attach_backward(op, backend, launch, refuses_backward, dtypes, slower_backward)
 
     attach_to("cpu", lambda each: refuses_mixture, FLOATS, slower, slower_backward)
-    attach_to("cuda", refuses_in_products, HALVES, is_unproven, is_unproven)
+    attach_to("cuda", refuses_in_products, PRODUCTS, is_unproven, is_unproven)
 
 
 def either(*refusals: Callable) -> Callable:

@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 from . import _triton
+from ._math import allows_tf32
 
 MAX_CHANNELS = 16384  # norm_backward keeps a row in registers
 NORM_PROGRAMS = 256  # each sums the norm's gradients over its rows
@@ -269,7 +270,7 @@ def sum_parts(parts: Tensor, dtype=torch.float32) -> Tensor:
 
 def input_precision() -> str:
     """How float32 products run, as PyTorch is told for its own."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    return "tf32" if allows_tf32() else "ieee"
 
 
 def architecture() -> int | str:
