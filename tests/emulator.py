@@ -176,8 +176,6 @@ class Operand(ctypes.Structure):
         *((name, ctypes.c_int32) for name in "HW"),
         *((name, ctypes.c_void_p) for name in ("mean", "rstd")),
         *((name, Vector) for name in ("weight", "bias")),
-        ("activation", ctypes.c_int32),
-        ("scale", Vector),
         ("factor", Rows),
     ]
 

@@ -39,8 +39,6 @@ class Side:
     rstd: Tensor | None = None
     weight: Tensor | None = None
     bias: Tensor | None = None
-    activation: str = "none"
-    scale: Tensor | None = None
     factor: Tensor | None = None
 
     def elements(self, step) -> Tensor:
@@ -54,9 +52,7 @@ class Side:
             v = v * self.weight.double()
         if self.bias is not None:
             v = v + self.bias.double()
-        v = step(ACTIVATIONS[self.activation](step(v)))
-        if self.scale is not None:
-            v = step(v * self.scale.double())
+        v = step(v)
         if self.factor is not None:
             v = step(v * self.factor.double())
         return v.mT if self.sums_rows else v
@@ -65,9 +61,7 @@ class Side:
         pointers = [None if t is None else t.data_ptr() for t in (self.mean, self.rstd)]
         return Operand(
             Rows.of(self.x), self.sums_rows, None, *self.grid, *pointers,
-            Vector.of(self.weight), Vector.of(self.bias),
-            emulator.ACTIVATIONS.index(self.activation), Vector.of(self.scale),
-            Rows.of(self.factor),
+            Vector.of(self.weight), Vector.of(self.bias), Rows.of(self.factor),
         )  # fmt: skip
 
 
@@ -225,22 +219,15 @@ OPERAND_OPTIONS = {
     "affine": lambda s, make: normed(s, make, "affine"),
     "bare norm": lambda s, make: normed(s, make, "bare"),
     "scaling": lambda s, make: normed(s, make, "scaling"),
-    "relu": lambda s, make: replace(s, activation="relu"),
-    "scale": lambda s, make: replace(s, scale=fenced(make(s.x.shape[-1]).to(s.x.dtype))),
     "factor": lambda s, make: replace(s, factor=fenced(make(*s.x.shape).to(s.x.dtype))),
     "all": lambda s, make: replace(
         normed(s, make, "layer_norm"),
-        activation="relu",
-        scale=fenced(make(s.x.shape[-1])),
         factor=fenced(make(*s.x.shape).clamp(-1, 1).to(s.x.dtype), shift=1),
     ),
     "misaligned": lambda s, make: replace(s, x=fenced(s.x, shift=1)),
     "aligned to 4 bytes": lambda s, make: replace(s, x=fenced(s.x, shift=2)),
     "strided": lambda s, make: replace(s, x=strided(s.x)),
     "strided by 8 bytes": lambda s, make: replace(s, x=strided(s.x, 2)),
-}
-INEXACT_OPERAND_OPTIONS = {
-    name: lambda s, make, name=name: replace(s, activation=name) for name in ("gelu", "gelu_tanh")
 }
 
 
@@ -299,14 +286,12 @@ def with_option(c: Case, option: str, make=integers) -> Case:
     """The options "columns NAME" and "rows NAME" are of an operand."""
     which, _, name = option.partition(" ")
     if which in ("columns", "rows"):
-        options = OPERAND_OPTIONS | INEXACT_OPERAND_OPTIONS
-        return replace(c, **{which: options[name](getattr(c, which), make)})
+        return replace(c, **{which: OPERAND_OPTIONS[name](getattr(c, which), make)})
     return (RESULT_OPTIONS | INEXACT_RESULT_OPTIONS)[option](c, make)
 
 
 EXACT = [f"{s} {o}" for s in ("columns", "rows") for o in OPERAND_OPTIONS] + [*RESULT_OPTIONS]
-INEXACT = [f"{s} {o}" for s in ("columns", "rows") for o in INEXACT_OPERAND_OPTIONS]
-INEXACT += [*INEXACT_RESULT_OPTIONS]
+INEXACT = [*INEXACT_RESULT_OPTIONS]
 
 
 def check_exact(library, seed: int, c: Case, told: str, sm90: bool = False) -> None:

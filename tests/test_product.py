@@ -58,11 +58,11 @@ def test_options_are_exact_on_integers(layout, option, library):
 @pytest.mark.parametrize("which", ["columns", "rows"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float32_is_rounded_to_tf32(layout, which, library):
-    """Once, behind the scale."""
+    """Once, behind the norm."""
     for seed in SEEDS[::3]:
         c = fractional(case(layout, 24, 20, 40, dtype=torch.float32), which)
         check_exact(library, seed, c, which)
-        check_exact(library, seed, with_option(c, f"{which} scale"), f"{which} scale")
+        check_exact(library, seed, with_option(c, f"{which} scaling"), f"{which} scaling")
 
 
 @pytest.mark.parametrize("layout", ["token dw", "channel dw"])

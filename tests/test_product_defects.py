@@ -40,8 +40,6 @@ def check_product(library, seed: int) -> None:
         "strided": with_option(with_option(channel, "rows strided"), "float32"),
         "strided by 8 bytes": with_option(case("channel", 24, 14, 96), "rows strided by 8 bytes"),
         "affine": with_option(channel, "rows affine"),
-        "relu": with_option(channel, "rows relu"),
-        "scale": with_option(channel, "columns scale"),
         "factor": with_option(channel, "rows factor"),
         "result's factor": with_option(channel, "result's factor"),
         "residual": with_option(channel, "residual"),
@@ -54,7 +52,7 @@ def check_product(library, seed: int) -> None:
         "no terms": case("token", 8, 8, 0),
     }
     for which in ("columns", "rows"):
-        cases[f"float32, {which}"] = with_option(fractional(single, which), f"{which} scale")
+        cases[f"float32, {which}"] = with_option(fractional(single, which), f"{which} scaling")
         cases[f"float32, {which} by rows"] = with_option(
             fractional(turned, which), f"{which} misaligned"
         )
@@ -162,9 +160,7 @@ TILE = {
     "alignment of rows not asked for": ("rows.stride, int64_t{", "int64_t{"),
     "a copy over the end of a row": (", int64_t{side.columns}", ""),
     "a copy over the edge of a group": ("if (side.operand.shift) all", "if (false) all"),
-    "a scale that is not asked for": ("o.scale.data || ", ""),
     "a factor that is not asked for": (" || o.factor.data", ""),
-    "an activation that is not asked for": ("o.activation != Activation::kNone", "false"),
     "rows beyond the end copied": (
         "inside = pieces.r + i * kDown < side.rows && pieces.c + j", "inside = pieces.c + j",
     ),
@@ -187,8 +183,6 @@ TILE = {
     "no deviation": ("* rstd * weight", "* weight"),
     "no weight": ("* rstd * weight.at[i]", "* rstd"),
     "no bias": ("weight.at[i] + bias.at[i]", "weight.at[i]"),
-    "no activation": ("with_activation(o.activation", "with_activation(Activation::kNone"),
-    "no scale": ("v.at[i] *= scale.at[i];", ";"),
     "no factor": ("if (o.factor.data) {", "if (false) {"),
     "not transposed": ("ldmatrix<kSumsRows>", "ldmatrix<false>"),
     "matrices apart by one of 16 bits": (": far) * kWord<T>;", ": far) * 8;"),

@@ -173,7 +173,7 @@ def unfit_cases():
     yield "moved images", replace(sm90_case("channel", 64, 35, 40, images=2), moves=SHIFTS["s2"])
     yield "address", with_option(forward, "rows misaligned")
     yield "strides", with_option(forward, "columns strided by 8 bytes")
-    for option in ("rows norm", "columns scale", "rows relu", "result's factor"):
+    for option in ("rows norm", "columns scaling", "rows factor", "result's factor"):
         yield option, with_option(forward, option)
     yield "result", with_option(forward, "result misaligned")
     yield "residual", replace(forward, residual=fenced(torch.zeros(1, 35, 24).bfloat16(), shift=1))

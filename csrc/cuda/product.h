@@ -27,9 +27,9 @@ struct Vector {
   DType dtype;
 };
 
-// One side of a product, made of rows in memory: its elements are, in this order and each part as
-// far as it is given, factor * scale * activation(norm(shift(rows))), rounded to the product's
-// dtype once, or from float32 to TF32's 10 bits of fraction.
+// One side of a product, made of rows in memory: its elements are factor * norm(shift(rows)), each
+// part as far as it is given, rounded to the product's dtype once, or from float32 to TF32's 10
+// bits of fraction.
 struct Operand {
   Rows rows;
   bool sums_rows;                // what is summed over: the rows, or their columns
@@ -37,9 +37,7 @@ struct Operand {
   int32_t H{}, W{};              // of the shift, already within(H, W); a row is (b, h, w)
   const float *mean{}, *rstd{};  // of the norm, for every row of every image; null: none
   Vector weight{}, bias{};       // of the norm, for every column
-  Activation activation{};
-  Vector scale{};  // for every column
-  Rows factor{};   // for every element, in the operand's dtype
+  Rows factor{};                 // for every element, in the operand's dtype
 };
 
 // Where the sums go: y = residual + factor * scale * f(sum + row_bias + column_bias), rounded once.

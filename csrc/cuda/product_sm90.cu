@@ -164,8 +164,7 @@ void launch_layout(const Product& product, const Params& p, cudaStream_t stream)
 }
 
 bool is_plain(const Operand& o) {
-  return !o.mean && !o.weight.data && !o.bias.data && !o.scale.data && !o.factor.data &&
-         o.activation == Activation::kNone;
+  return !o.mean && !o.weight.data && !o.bias.data && !o.factor.data;
 }
 
 // Of a last piece of 16 bytes, TMA loads what belongs to the row.

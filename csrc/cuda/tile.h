@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "../image.h"
-#include "activation.h"
 #include "items.h"
 #include "primitives.h"
 
@@ -60,8 +59,7 @@ inline Side side_of(const Operand& o, int32_t size, int32_t K, int64_t item) {
   if (o.shift) side.shift = *o.shift;
   side.bytes = bytes_of_a_copy(side, item);
   side.plain = !o.shift && side.bytes >= 8;
-  side.changes = o.mean || o.weight.data || o.bias.data || o.scale.data || o.factor.data ||
-                 o.activation != Activation::kNone;
+  side.changes = o.mean || o.weight.data || o.bias.data || o.factor.data;
   return side;
 }
 
@@ -147,7 +145,6 @@ __device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
   const bool norm = o.mean != nullptr || o.weight.data != nullptr || o.bias.data != nullptr;
   const auto weight = read<kItems>(o.weight, c, count, 1.0f);
   const auto bias = read<kItems>(o.bias, c, count, 0.0f);
-  const auto scale = read<kItems>(o.scale, c, count, 1.0f);
   OfPiece<T> batch[kBatch];
 #pragma unroll 1
   for (int piece = 0; piece < pieces.count; ++piece) {
@@ -170,11 +167,6 @@ __device__ void change(const Pieces<T>& pieces, const Side& side, int64_t b) {
       for_each_item<kItems>(
           [&](int i) { v.at[i] = (v.at[i] - mean) * rstd * weight.at[i] + bias.at[i]; });
     }
-    with_activation(o.activation, [&](auto activation) {
-      for_each_item<kItems>(
-          [&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
-    });
-    for_each_item<kItems>([&](int i) { v.at[i] *= scale.at[i]; });
     if (o.factor.data) {
       const auto factor = unpack(own.factor);
       for_each_item<kItems>([&](int i) { v.at[i] *= factor.at[i]; });
