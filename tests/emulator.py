@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import races
 import torch
 from torch import Tensor
 
@@ -31,12 +32,7 @@ PLANTED_FLAGS = ["-w", "-O0", "-g0"]  # runs little, so what counts is how soon 
 INCLUDE = Path(torch.__file__).with_name("include")
 TORCH = [f"-isystem{INCLUDE}", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 TORCH += ['-DSHIFTMLP_CUDA_ARCHS=""', "-DCUDART_VERSION=0"]  # without USE_CUDA: for the emulator
-RACES = "SHIFTMLP_RACES" in os.environ  # whether csrc/emulator/race.h looks for them
 LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
-
-
-RACE_CXX = shlex.split(os.environ.get("RACE_CXX", "clang++-19"))
-RACE_PLANTED = ["-w"]
 
 
 def missing() -> str | None:
@@ -46,13 +42,12 @@ def missing() -> str | None:
     return None if shutil.which(CXX[0]) else f"no compiler {CXX[0]}"
 
 
-def build(source: str = "", right: str = "", wrong: str = "", races: bool = RACES) -> ctypes.CDLL:
+def build(source="", right="", wrong="", find_races: bool = races.WANTED) -> ctypes.CDLL:
     """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``.
 
     That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug.
-    With ``races``, a race of two threads fails a run.
     """
-    objects = [_compile(path, source, right, wrong, races=races) for path in SOURCES]
+    objects = [_compile(path, source, right, wrong, find_races=find_races) for path in SOURCES]
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
 
 
@@ -75,20 +70,13 @@ def build_ops(schemas: bool) -> Path:
     """The same with the kernels' adapters, which make them ops of ``torch.ops.shiftmlp_cuda`` for
     tensors in the CPU's memory; ``schemas``: nothing else has declared those."""
     adapters = sorted(CSRC.glob("cuda/*_op.cpp")) + [CSRC / "cuda/library.cpp"] * schemas
-    objects = [_compile(path, races=RACES) for path in SOURCES]
+    objects = [_compile(path, find_races=races.WANTED) for path in SOURCES]
     objects += [_compile(path, flags=TORCH) for path in adapters]
     command = [*CXX, "-shared", *LDFLAGS, *map(str, objects), "-Wl,--no-as-needed"]
     return _make(".so", [*command, f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu"])
 
 
-@functools.cache
-def clang() -> str | None:
-    """The newest clang++ that is installed."""
-    names = [f"clang++{version}" for version in ("", *(f"-{n}" for n in range(30, 15, -1)))]
-    return next(filter(shutil.which, names), None)
-
-
-def _compile(path, source="", right="", wrong="", flags=(), races=False) -> Path:
+def _compile(path: Path, source="", right="", wrong="", flags=(), find_races=False) -> Path:
     def read(path: Path) -> str:
         text = path.read_text()
         if not source or not path.match(source):
@@ -100,15 +88,15 @@ def _compile(path, source="", right="", wrong="", flags=(), races=False) -> Path
     text = _with_headers(path, read, files) if source.endswith(".h") else read(path)
     flags = [*FLAGS, *flags]
     if source and any(file.match(source) for file in files):
-        flags += RACE_PLANTED if races else PLANTED_FLAGS
+        flags += PLANTED_FLAGS
     else:
         text = path.read_text()
     compile_text = ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
     line = f'# 1 "{path.relative_to(CSRC)}"\n'
     compiler = CXX
-    if races and path.suffix == ".cu":
-        compiler = RACE_CXX
-        flags += ["-fsanitize=thread", "-w", "-fno-strict-aliasing"]
+    if find_races and path.suffix == ".cu":
+        compiler = races.clang() or CXX
+        flags += races.FLAGS
     return _make(".o", [*compiler, *flags, *compile_text], line + text + _headers())
 
 

@@ -33,6 +33,7 @@ Block::Block(int rank, uint3 index, dim3 size, size_t bytes)
   hopper.shared.resize(bytes, kNaN);
   hopper.products.resize(warps.size());
   hopper.sums.resize(warps.size());
+  hopper.readers.resize(warps.size());
   race::begin(*this);
 }
 

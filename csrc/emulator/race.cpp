@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <sstream>
 #include <unordered_map>
 
 #include "emulator.h"
@@ -41,7 +42,11 @@ struct {
   Page* page;
 } recent[64];
 uint32_t cluster;
-std::vector<const char*> names;  // of the cluster's actors
+struct Who {
+  const char* what;
+  const Thread* thread;  // or nullptr
+};
+std::vector<Who> actors;  // of the cluster, by number
 uint32_t dropped;
 
 Cell& cell_of(uintptr_t at) {
@@ -88,6 +93,7 @@ const Access* add(Cell& cell, const Access& access, const Clock& seen) {
   return nullptr;
 }
 
+// "kernel.cu:12"
 std::string place_of(const Access& access) {
   const auto name_of = [](const std::string& path) { return path.substr(path.rfind('/') + 1); };
   if (access.line) {
@@ -95,27 +101,34 @@ std::string place_of(const Access& access) {
   }
   Dl_info library{};
   dladdr(access.place, &library);
-  const size_t offset =
+  const size_t next =
       static_cast<const char*>(access.place) - static_cast<const char*>(library.dli_fbase);
-  char command[4096], line[4096] = "?";
-  std::snprintf(command, sizeof command, "addr2line -e '%s' %zx", library.dli_fname, offset - 1);
-  if (FILE* const answer = popen(command, "r")) {
-    if (!std::fgets(line, sizeof line, answer)) std::strcpy(line, "?");
-    pclose(answer);
+  std::ostringstream command;
+  command << "addr2line -i -e '" << library.dli_fname << "' " << std::hex << next - 1;
+  std::string place = "?";
+  FILE* const answer = popen(command.str().c_str(), "r");
+  if (!answer) return place;
+  // Of a function and those that it was inlined in, the first whose line is known.
+  char line[4096];
+  while (place.ends_with('?') && std::fgets(line, sizeof line, answer)) {
+    place = name_of(std::string(line, std::strcspn(line, " \n")));
   }
-  return name_of(std::string(line, std::strcspn(line, " \n")));
+  pclose(answer);
+  return place;
 }
 
 [[noreturn]] void report(const Access& access, const Access& other) {
-  const auto name_of = [](const Access& one) {
-    if (one.cluster != cluster) return std::string("another block");
-    std::string name = names[one.actor];
-    if (name.empty()) name = "thread " + std::to_string(one.actor % running->block->threads.size());
-    return name;
+  const auto does = [](const Access& one) {
+    const char* const verb = one.is_write ? " writes" : " reads";
+    if (one.cluster != cluster) return std::string("another block") + verb;
+    const auto [what, thread] = actors[one.actor];
+    std::string text = what;
+    if (thread) text += " " + std::to_string(thread->rank);
+    if (thread && thread->block != running->block) text += " of " + thread->block->name();
+    return text + verb;
   };
-  const auto verb = [](const Access& one) { return one.is_write ? " writes" : " reads"; };
-  fail("race: nothing orders that " + name_of(access) + verb(access) + " here and that " +
-           name_of(other) + verb(other) + " the same bytes at " + place_of(other),
+  fail("race: nothing orders that " + does(access) + " here and that " + does(other) +
+           " the same bytes at " + place_of(other),
        place_of(access));
 }
 
@@ -161,29 +174,32 @@ bool looks = false;
 
 void begin_launch() {
   pages.clear();
+  dropped = 0;
   std::fill(std::begin(recent), std::end(recent), std::remove_reference_t<decltype(*recent)>{});
 }
 
 void begin_cluster() {
   ++cluster;
-  names.clear();
+  actors.clear();
 }
 
 void begin(Block& block) {
+  if (!looks) return;
   for (Thread& thread : block.threads) {
-    thread.actor = another("");
+    thread.actor = another("thread");
+    actors.back().thread = &thread;
     know(thread.seen, thread.actor.number, thread.actor.time);
   }
-  for (size_t i = 0; i < block.warps.size(); ++i) block.hopper.readers.push_back(another("wgmma"));
+  for (Actor& reader : block.hopper.readers) reader = another("wgmma");
   // Its memory may have been another block's before.
-  for (size_t i = 0; looks && i < block.shared_bytes; i += Cell::kBytes) {
+  for (size_t i = 0; i < block.shared_bytes; i += Cell::kBytes) {
     cell_of(reinterpret_cast<uintptr_t>(block.shared.get()) + i) = {};
   }
 }
 
-Actor another(const char* name) {
-  names.push_back(name);
-  return {uint32_t(names.size() - 1)};
+Actor another(const char* what) {
+  actors.push_back({what, nullptr});
+  return {uint32_t(actors.size() - 1)};
 }
 
 void release(Thread& thread, Clock& to) {

@@ -37,7 +37,7 @@ void begin_cluster();
 void begin(Block& block);
 
 // One that works beside the threads: "a TMA load".
-Actor another(const char* name);
+Actor another(const char* what);
 
 void release(Thread& thread, Clock& to);
 void acquire(Thread& thread, const Clock& from);
