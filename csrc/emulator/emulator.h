@@ -77,7 +77,7 @@ struct Thread {
   bool fenced;            // since it last waited for products
   race::Actor actor;
   race::Actor reader, writer;  // its TMA stores as they read, and as they write
-  race::Clock seen;
+  race::Clock seen;            // of all actors, this one included
 
   int lane() const { return rank % kWarp; }
   int warp() const { return rank / kWarp; }
@@ -104,7 +104,7 @@ struct Hopper {
   std::map<const void*, MbarrierState> mbarriers;
   std::vector<unsigned char> shared;  // as TMA and wgmma see it: without what no fence published
   std::vector<Groups> products;       // by warp
-  std::vector<race::Actor> readers;   // which they are, likewise
+  std::vector<race::Actor> readers;   // of their operands, likewise
   std::vector<std::map<const float*, Sums>> sums;  // by warp and the place of its first lane's
 };
 Hopper& hopper();  // of the running thread's block
@@ -113,7 +113,7 @@ struct Barrier {
   int arrived, threads;
   Here here;
   Queue queue;
-  race::Clock brought;
+  race::Clock brought;  // by those who have arrived
 };
 
 // The lanes of a warp, who must all come to the same line before any of them goes on.

@@ -25,7 +25,8 @@ struct Access {
   const void* place;  // which is this, and otherwise this is the file's name
 };
 
-// The last accesses to 4 bytes. Of many at the same time, some: in another run, others.
+// The last accesses to 4 bytes, without those after which another one of the same kind came. Of
+// more than there is place for, some: in another order of threads, others.
 struct Cell {
   static constexpr int kBytes = 4, kAccesses = 4;
   Access accesses[kAccesses];
@@ -36,18 +37,19 @@ struct Page {
   Cell cells[kBytes / Cell::kBytes];
 };
 
+struct Who {
+  const char* what;
+  const Thread* thread;  // or nullptr
+};
+
 std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
 struct {
   uintptr_t number;
   Page* page;
 } recent[64];
 uint32_t cluster;
-struct Who {
-  const char* what;
-  const Thread* thread;  // or nullptr
-};
 std::vector<Who> actors;  // of the cluster, by number
-uint32_t dropped;
+uint32_t dropped;         // accesses for which there was no place
 
 Cell& cell_of(uintptr_t at) {
   const uintptr_t number = at / Page::kBytes;
