@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 NATIVE := $(wildcard setup.py csrc/*.* csrc/*/*.*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bugs defects lint format bench kernels sanitize pictures gpu clean
+.PHONY: help setup demo test bugs defects lint format bench kernels sanitize race pictures gpu clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -76,6 +76,13 @@ sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under Ad
 	  $(ARGS)
 	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_kernels.py tests/test_wrong_tensors.py \
 	  tests/test_emulated.py -k emulated $(ARGS)
+
+race: setup  ## the CUDA kernels in the emulator, compiled by clang: no two of their threads race
+	@PYTHONPATH=tests $(PY) -c "import races, sys; sys.exit(races.missing())"
+	@SHIFTMLP_RACES=1 $(PY) -m pytest -n auto -p no:benchmark tests/test_emulator.py tests/test_primitives.py \
+	  tests/test_passes.py tests/test_product.py tests/test_hopper.py tests/test_product_sm90.py \
+	  tests/test_emulated.py \
+	  -k "not planted and not report and not compiles and not as_good and not only_what and not told" $(ARGS)
 
 pictures: setup  ## draws the pictures of the README and its generated tables
 	@$(PY) docs/draw.py

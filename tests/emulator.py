@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import races
 import torch
 from torch import Tensor
 
@@ -41,12 +42,12 @@ def missing() -> str | None:
     return None if shutil.which(CXX[0]) else f"no compiler {CXX[0]}"
 
 
-def build(source: str = "", right: str = "", wrong: str = "") -> ctypes.CDLL:
+def build(source="", right="", wrong="", find_races: bool = races.WANTED) -> ctypes.CDLL:
     """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``.
 
     That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug.
     """
-    objects = [_compile(path, source, right, wrong) for path in SOURCES]
+    objects = [_compile(path, source, right, wrong, find_races=find_races) for path in SOURCES]
     return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
 
 
@@ -69,13 +70,13 @@ def build_ops(schemas: bool) -> Path:
     """The same with the kernels' adapters, which make them ops of ``torch.ops.shiftmlp_cuda`` for
     tensors in the CPU's memory; ``schemas``: nothing else has declared those."""
     adapters = sorted(CSRC.glob("cuda/*_op.cpp")) + [CSRC / "cuda/library.cpp"] * schemas
-    objects = [_compile(path) for path in SOURCES]
+    objects = [_compile(path, find_races=races.WANTED) for path in SOURCES]
     objects += [_compile(path, flags=TORCH) for path in adapters]
     command = [*CXX, "-shared", *LDFLAGS, *map(str, objects), "-Wl,--no-as-needed"]
     return _make(".so", [*command, f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu"])
 
 
-def _compile(path: Path, source: str = "", right: str = "", wrong: str = "", flags=()) -> Path:
+def _compile(path: Path, source="", right="", wrong="", flags=(), find_races=False) -> Path:
     def read(path: Path) -> str:
         text = path.read_text()
         if not source or not path.match(source):
@@ -92,7 +93,11 @@ def _compile(path: Path, source: str = "", right: str = "", wrong: str = "", fla
         text = path.read_text()
     compile_text = ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
     line = f'# 1 "{path.relative_to(CSRC)}"\n'
-    return _make(".o", [*CXX, *flags, *compile_text], line + text + _headers())
+    compiler = CXX
+    if find_races and path.suffix == ".cu":
+        compiler = races.clang() or CXX
+        flags += races.FLAGS
+    return _make(".o", [*compiler, *flags, *compile_text], line + text + _headers())
 
 
 def _with_headers(path: Path, read, files: list[Path]) -> str:

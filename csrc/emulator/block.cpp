@@ -22,7 +22,8 @@ Block::Block(int rank, uint3 index, dim3 size, size_t bytes)
   for (int i = 0; i < left; ++i) {
     const unsigned n = i;
     const uint3 index{n % size.x, n / size.x % size.y, n / size.x / size.y};
-    threads.push_back({this, nullptr, i, index, "", Here::current(), false, {}, {}, false});
+    threads.push_back(
+        {this, nullptr, i, index, "", Here::current(), false, {}, {}, false, {}, {}, {}, {}});
     if (i % kWarp == 0) warps.push_back({&threads[i], 0, {}});
     warps.back().ready |= 1u << i % kWarp;
   }
@@ -32,6 +33,8 @@ Block::Block(int rank, uint3 index, dim3 size, size_t bytes)
   hopper.shared.resize(bytes, kNaN);
   hopper.products.resize(warps.size());
   hopper.sums.resize(warps.size());
+  hopper.readers.resize(warps.size());
+  race::begin(*this);
 }
 
 std::string Block::name() const {

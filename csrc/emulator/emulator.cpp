@@ -45,8 +45,7 @@ struct Cluster {
   std::vector<Warp*> warps;
   Barrier barrier{};
   std::vector<Pending> pending;
-  Thread* running = nullptr;  // nullptr: the host
-  int left = 0;               // threads that have not exited
+  int left = 0;  // threads that have not exited
 
   // Either the first warp of `priority` that can go on does, so that one runs as far as it goes
   // while others starve; or a random warp does, until it waits or is preempted.
@@ -70,9 +69,9 @@ Fiber host;
 
 // nullptr: with the host.
 void go_on_with(Thread* thread) {
-  Thread* me = cluster->running;
+  Thread* const me = running;
   if (thread == me) return;
-  cluster->running = thread;
+  running = thread;
   if (thread) threadIdx = thread->index, blockIdx = thread->block->index;
   (me ? *me->fiber : host).switch_to(thread ? *thread->fiber : host);
 }
@@ -86,10 +85,7 @@ void let_others_go_on() {
 Warp& warp_of(const Thread& thread) { return thread.block->warps[thread.warp()]; }
 
 void end_barrier_if_complete() {
-  Barrier& at = cluster->barrier;
-  if (at.arrived < cluster->left) return;
-  at.arrived = 0;
-  wake(at.queue);
+  if (cluster->barrier.arrived == cluster->left) end(cluster->barrier);
 }
 
 void live() {
@@ -120,6 +116,7 @@ uint3 block_index(unsigned n) {
 }
 
 Cluster::Cluster(int first, int count, dim3 size, size_t shared_bytes) {
+  race::begin_cluster();
   for (int rank = 0; rank < count; ++rank) {
     auto& block = *blocks.emplace_back(
         std::make_unique<Block>(rank, block_index(first + rank), size, shared_bytes));
@@ -172,7 +169,7 @@ void set_seed(uint64_t seed) { random_state = seed; }
 void set_capability(int capability) { played = capability; }
 int capability() { return played; }
 
-Thread& self() { return *cluster->running; }
+Thread* running;
 
 Block& peer(int rank, Here here) {
   if (rank >= int(cluster->blocks.size())) fail("the cluster has no such block", here);
@@ -186,6 +183,7 @@ void run(int cluster_size, dim3 grid, dim3 size, size_t shared_bytes,
   if (grid.x % cluster_size) throw std::invalid_argument("the grid is not made of whole clusters");
   kernel = kernel_to_run, arguments = its_arguments;
   gridDim = grid, blockDim = size;
+  race::begin_launch();
   for (const int i : random_order(grid.x * grid.y * grid.z / cluster_size)) {
     Cluster fresh(i * cluster_size, cluster_size, size, shared_bytes);
     cluster = &fresh;
@@ -200,10 +198,10 @@ void run(int cluster_size, dim3 grid, dim3 size, size_t shared_bytes,
   if (cluster_size > 1) fibers.resize(std::min<size_t>(fibers.size(), size.x * size.y * size.z));
 }
 
-void fail(const std::string& message, Here here) {
+void fail(const std::string& message, Here here) { fail(message, where(here)); }
+void fail(const std::string& message, const std::string& place) {
   const Thread& me = self();
-  error = where(here) + ": " + me.block->name() + ", thread " + std::to_string(me.rank) + ": " +
-          message;
+  error = place + ": " + me.block->name() + ", thread " + std::to_string(me.rank) + ": " + message;
   go_on_with(nullptr);
   __builtin_unreachable();
 }
@@ -230,6 +228,13 @@ void wake(Queue& queue) {
   queue.clear();
 }
 
+void end(Barrier& barrier) {
+  for (Thread* thread : barrier.queue) race::acquire(*thread, barrier.brought);
+  barrier.brought.clear();
+  barrier.arrived = 0;
+  wake(barrier.queue);
+}
+
 void later(const Block& into, std::function<void()> work) {
   cluster->pending.push_back({&into, std::move(work)});
 }
@@ -237,8 +242,10 @@ void later(const Block& into, std::function<void()> work) {
 void cluster_barrier(Here here) {
   pause();
   Barrier& at = cluster->barrier;
+  race::release(self(), at.brought);
   if (++at.arrived == cluster->left) {
-    end_barrier_if_complete();
+    race::acquire(self(), at.brought);
+    end(at);
   } else {
     sleep(at.queue, "its cluster's barrier", here);
   }
@@ -255,9 +262,10 @@ void barrier(int id, int threads, bool wait, Here here) {
   if (whole_block && !same_line(at.here, here)) {
     fail("divergent barrier: others are at that of " + where(at.here), here);
   }
+  race::release(self(), at.brought);
   if (++at.arrived == threads) {
-    at.arrived = 0;
-    wake(at.queue);
+    if (wait) race::acquire(self(), at.brought);
+    end(at);
   } else if (wait) {
     sleep(at.queue, "a barrier", here);
   }

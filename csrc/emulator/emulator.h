@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "primitives.h"
+#include "race.h"
 
 namespace emulator {
 
@@ -29,6 +30,7 @@ void set_seed(uint64_t seed);
 void set_capability(int capability);
 
 // Ends the run.
+[[noreturn]] void fail(const std::string& message, const std::string& place);
 [[noreturn]] void fail(const std::string& message, Here here);
 std::string where(Here here);
 
@@ -73,16 +75,22 @@ struct Thread {
   bool exited;
   Groups copies, stores;  // by cp.async and by TMA
   bool fenced;            // since it last waited for products
+  race::Actor actor;
+  race::Actor reader, writer;  // its TMA stores as they read, and as they write
+  race::Clock seen;            // of all actors, this one included
 
   int lane() const { return rank % kWarp; }
   int warp() const { return rank / kWarp; }
 };
-Thread& self();
+extern Thread* running;  // nullptr: the host
+inline Thread& self() { return *running; }
 
 struct MbarrierState {
   int arrivals, missing, phase;
   int64_t bytes;
   Queue queue;
+  race::Actor loads;
+  race::Clock brought, ended;  // by all arrivals, and by those before the last phase's end
 };
 
 // The 16 rows of a warp in a sum whose products are under way.
@@ -96,6 +104,7 @@ struct Hopper {
   std::map<const void*, MbarrierState> mbarriers;
   std::vector<unsigned char> shared;  // as TMA and wgmma see it: without what no fence published
   std::vector<Groups> products;       // by warp
+  std::vector<race::Actor> readers;   // of their operands, likewise
   std::vector<std::map<const float*, Sums>> sums;  // by warp and the place of its first lane's
 };
 Hopper& hopper();  // of the running thread's block
@@ -104,6 +113,7 @@ struct Barrier {
   int arrived, threads;
   Here here;
   Queue queue;
+  race::Clock brought;  // by those who have arrived
 };
 
 // The lanes of a warp, who must all come to the same line before any of them goes on.
@@ -154,6 +164,8 @@ void pause();
 // Waits until somebody wakes the queue.
 void sleep(Queue& queue, const char* waits_for, Here here);
 void wake(Queue& queue);
+// Lets those who wait go on, and knows of no arrival any more.
+void end(Barrier& barrier);
 // Does `work` on a block's memory at a time of the scheduler's choice, at the latest when nobody
 // else can go on.
 void later(const Block& into, std::function<void()> work);

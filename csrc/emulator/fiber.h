@@ -21,6 +21,10 @@ class Fiber {
   // Goes on in `next` where that left off; returns when somebody switches back to this one.
   void switch_to(Fiber& next);
 
+  bool has_on_its_stack(const void* at) const {
+    return size_t(static_cast<const char*>(at) - static_cast<const char*>(stack_)) < size_;
+  }
+
  private:
   static void begin();
 

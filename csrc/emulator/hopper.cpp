@@ -7,17 +7,34 @@
 namespace emulator {
 namespace {
 
-// Element (row, k) of an operand in shared memory, row of m or n.
-template <class T>
-float element(uint64_t descriptor, bool k_major, int row, int k) {
+// Where in shared memory element (row, k) of an operand lies, row of m or n.
+uint32_t place(uint64_t descriptor, bool k_major, int row, int k) {
   const auto field = [descriptor](int shift) { return (descriptor >> shift & 0x3fff) << 4; };
   const uint32_t start = field(0), columns = field(16), rows = field(32);
-  const uint32_t address =
-      k_major ? start + row / 8 * rows + row % 8 * 128 + k * 2
-              : start + row / 64 * columns + row % 64 * 2 + k / 8 * rows + k % 8 * 128;
+  return swizzle_128(k_major
+                         ? start + row / 8 * rows + row % 8 * 128 + k * 2
+                         : start + row / 64 * columns + row % 64 * 2 + k / 8 * rows + k % 8 * 128);
+}
+
+template <class T>
+float element(uint64_t descriptor, bool k_major, int row, int k) {
   T value;
-  std::memcpy(&value, &hopper().shared[swizzle_128(address)], sizeof value);
+  std::memcpy(&value, &hopper().shared[place(descriptor, k_major, row, k)], sizeof value);
   return value;
+}
+
+// The warp's product reads `count` rows of an operand, by 8 elements that lie side by side.
+void read_operand(uint64_t descriptor, bool k_major, int first, int count, Here here) {
+  if (!race::looks) return;
+  const race::Actor reader = hopper().readers[self().warp()];
+  const race::Clock known = race::known_to_warp();
+  const int down = k_major ? 1 : 8, along = k_major ? 8 : 1;
+  for (int row = first; row < first + count; row += down) {
+    for (int k = 0; k < 16; k += along) {
+      const uint32_t at = place(descriptor, k_major, row, k);
+      race::read(reader, known, shared_memory() + at, 16, here);
+    }
+  }
 }
 
 // Queues the warp's rows of a product, a(row, k) by b. The sums are NaN until waited for.
@@ -27,6 +44,7 @@ void queue_product(Part** lanes, int n, uint64_t b, bool k_major_b, bool accumul
   const int warp = self().warp(), registers = n / 2;
   std::array<float*, kWarp> d;
   for (int lane = 0; lane < kWarp; ++lane) d[lane] = lanes[lane]->d;
+  read_operand(b, k_major_b, 0, n, here);
   auto& all_sums = hopper().sums[warp];
   Sums& sums = all_sums[d[0]];
   if (sums.products++ == 0) {
@@ -73,7 +91,10 @@ void stmatrix(void* row, const uint32_t* from, int count, bool transpose, Here h
     const uint32_t* from;
     void* row;
   } part{from, row};
-  if (self().lane() < 8 * count) check_shared(row, 16, 16, here);
+  if (self().lane() < 8 * count) {
+    check_shared(row, 16, 16, here);
+    race::write(row, 16, here);
+  }
   const auto store = [&](Part** lanes) {
     for (int i = 0; i < count; ++i) {
       uint16_t matrix[8][8];
@@ -100,6 +121,7 @@ void wgmma(float* d, int n, uint64_t a, bool k_major_a, uint64_t b, bool k_major
   const int first_row = self().warp() % 4 * 16;
   const auto a_at = [=](int row, int k) { return element<T>(a, k_major_a, first_row + row, k); };
   const auto queue = [&](Part** lanes) {
+    read_operand(a, k_major_a, first_row, 16, here);
     queue_product<T>(lanes, n, b, k_major_b, accumulate, a_at, here);
   };
   collective("wgmma", part, queue, here);
@@ -137,16 +159,20 @@ INSTANTIATE(__half)
 void wgmma_fence() { self().fenced = true; }
 
 void wgmma_commit(Here here) {
-  int nothing = 0;
-  collective(
-      "wgmma_commit", nothing, [](int**) { hopper().products[self().warp()].commit(); }, here);
+  const auto commit = [](Thread** lanes) {
+    hopper().products[lanes[0]->warp()].commit();
+    ++hopper().readers[lanes[0]->warp()].time;
+  };
+  collective("wgmma_commit", self(), commit, here);
 }
 
 void wgmma_wait(size_t groups, Here here) {
-  int nothing = 0;
-  collective(
-      "wgmma_wait", nothing, [groups](int**) { hopper().products[self().warp()].wait(groups); },
-      here);
+  const auto wait = [groups](Thread** lanes) {
+    hopper().products[lanes[0]->warp()].wait(groups);
+    const race::Actor reader = hopper().readers[lanes[0]->warp()];
+    for (int lane = 0; lane < kWarp; ++lane) race::pass(reader, groups, lanes[lane]->seen);
+  };
+  collective("wgmma_wait", self(), wait, here);
   self().fenced = false;
 }
 

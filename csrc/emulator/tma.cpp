@@ -16,6 +16,9 @@ MbarrierState& state_of(Block& block, const void* mbarrier, Here here) {
 
 void end_phase_if_complete(MbarrierState& state) {
   if (state.missing != 0 || state.bytes != 0) return;
+  ++state.loads.time;
+  race::pass(state.loads, 0, state.brought);
+  state.ended = state.brought;
   state.missing = state.arrivals;
   state.phase ^= 1;
   wake(state.queue);
@@ -50,6 +53,15 @@ void for_each_element(const TensorMap& map, const std::array<int, 4>& at, uint32
   }
 }
 
+// Calls access(element) for each in the tensor, if races are looked for.
+template <class F>
+void race_elements(const TensorMap& map, const std::array<int, 4>& at, const F& access) {
+  if (!race::looks) return;
+  for_each_element(map, at, 0, [&](const void* element, uint32_t) {
+    if (element) access(element);
+  });
+}
+
 std::array<int, 4> whole_place(const TensorMap& map, const int* at, int rank, const void* shared,
                                Here here) {
   if (rank != map.rank) fail("the tensor map is of another number of dimensions", here);
@@ -65,6 +77,10 @@ void start_load(Block& block, const void* shared, const TensorMap& map, const vo
   MbarrierState& state = state_of(block, mbarrier, here);
   const uint32_t address = shared_address(shared);
   unsigned char* const memory = block.shared.get();
+  const race::Clock& known = self().seen;
+  race::write(state.loads, known, memory + address, map.bytes(), here);
+  race_elements(map, place,
+                [&](const void* from) { race::read(state.loads, known, from, map.item, here); });
   auto& seen = block.hopper.shared;
   std::memset(memory + address, kNaN, map.bytes());
   std::memset(&seen[address], kNaN, map.bytes());
@@ -92,23 +108,28 @@ void async_proxy_fence() {
 
 void mbarrier_init(const void* at, int arrivals, Here here) {
   check_shared(at, 8, 8, here);
-  hopper().mbarriers[at] = {arrivals, arrivals, 0, 0, {}};
+  hopper().mbarriers[at] = {arrivals, arrivals, 0, 0, {}, race::another("a TMA load"), {}, {}};
 }
 
 void mbarrier_arrive(const void* at, int bytes, Here here) {
   pause();
-  arrive(state_of(*self().block, at, here), bytes, here);
+  MbarrierState& state = state_of(*self().block, at, here);
+  race::release(self(), state.brought);
+  arrive(state, bytes, here);
 }
 
 void mbarrier_arrive_in(int block, const void* at, Here here) {
   pause();
-  arrive(state_of(peer(block, here), at, here), 0, here);
+  MbarrierState& state = state_of(peer(block, here), at, here);
+  race::release(self(), state.brought);
+  arrive(state, 0, here);
 }
 
 void mbarrier_wait(const void* at, int parity, Here here) {
   pause();
   MbarrierState& state = state_of(*self().block, at, here);
   while (state.phase == parity) sleep(state.queue, "an mbarrier", here);
+  race::acquire(self(), state.ended);
 }
 
 TensorMap tensor_map(const void* data, int item, int rank, const int64_t* sizes,
@@ -149,18 +170,29 @@ void tma_store(const TensorMap& map, const int* at, int rank, const void* shared
   pause();
   const auto place = whole_place(map, at, rank, shared, here);
   const uint32_t address = shared_address(shared);
-  self().here = here;
-  self().stores.add([=, map = map] {
+  Thread& me = self();
+  if (me.reader.number == 0) {
+    me.reader = race::another("a TMA store"), me.writer = race::another("a TMA store");
+  }
+  race::read(me.reader, me.seen, shared, map.bytes(), here);
+  race_elements(map, place,
+                [&](const void* to) { race::write(me.writer, me.seen, to, map.item, here); });
+  me.here = here;
+  me.stores.add([=, map = map] {
     for_each_element(map, place, address, [&](unsigned char* to, uint32_t from) {
       if (to) std::memcpy(to, &hopper().shared[from], map.item);
     });
   });
 }
 
-void tma_store_commit() { self().stores.commit(); }
+void tma_store_commit() {
+  self().stores.commit();
+  ++self().reader.time;
+}
 
 void tma_store_wait_read(size_t groups) {
   self().stores.wait(groups);
+  race::pass(self().reader, groups, self().seen);
   pause();
 }
 

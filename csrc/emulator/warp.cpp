@@ -34,8 +34,12 @@ void multiply(Fragments** lanes, const A& a_at, const B& b_at) {
 }  // namespace
 
 void warp_barrier(Here here) {
-  int nothing = 0;
-  collective("a warp's barrier", nothing, [](int**) {}, here);
+  const auto meet = [](Thread** lanes) {
+    race::Clock all;
+    for (int lane = 0; lane < kWarp; ++lane) race::release(*lanes[lane], all);
+    for (int lane = 0; lane < kWarp; ++lane) race::acquire(*lanes[lane], all);
+  };
+  collective("a warp's barrier", self(), meet, here);
 }
 
 void shuffle(void* value, size_t bytes, int source, Here here) {
@@ -57,10 +61,13 @@ void cp_async(void* shared, const void* global, int bytes, bool inside, Here her
   pause();
   check_shared(shared, bytes, bytes, here);
   check_aligned(global, bytes, here);
+  race::write(shared, bytes, here);
   std::memset(shared, kNaN, bytes);
   self().here = here;
   self().copies.add([=] {
+    race::write(shared, bytes, here);
     if (inside) {
+      race::read(global, bytes, here);
       std::memcpy(shared, global, bytes);
     } else {
       std::memset(shared, 0, bytes);
@@ -80,7 +87,10 @@ void ldmatrix(uint32_t* to, const void* row, int count, bool transpose, Here her
     uint32_t* to;
     const void* row;
   } part{to, row};
-  if (self().lane() < 8 * count) check_shared(row, 16, 16, here);
+  if (self().lane() < 8 * count) {
+    check_shared(row, 16, 16, here);
+    race::read(row, 16, here);
+  }
   const auto load = [&](Part** lanes) {
     for (int i = 0; i < count; ++i) {
       uint16_t matrix[8][8];
