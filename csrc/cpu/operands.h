@@ -229,8 +229,7 @@ struct Tiling {
 
   explicit Tiling(int64_t rows) {
     const int64_t unit = engine<Acc>().lanes;
-    const int64_t fitting =
-        kCacheBytes / static_cast<int64_t>(sizeof(Acc)) / std::max<int64_t>(rows, 1) / unit;
+    const int64_t fitting = kCacheBytes / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
     blocks = std::max<int64_t>(1, std::min(fitting, kLanes / unit));
     lanes = blocks * unit;
   }
