@@ -123,6 +123,26 @@ def test_products_of_every_size_are_exact_and_read_no_further(layout, dtype):
             assert torch.equal(y.double(), exact), f"K {K}, N {N}"
 
 
+@pytest.mark.parametrize("name", ["token_linear", "channel_mlp"])
+def test_products_of_every_number_of_lanes_are_exact(name):
+    """To both sides of one register and of a block, in any engine, which the sums of a last lone
+    register share out: so many terms as are dealt evenly, and not."""
+    for lanes in (1, 4, 5, 8, 9, 15, 16, 17, 24, 25, 32, 33, 64, 65, 81):
+        for K in (1, 3, 4, 6, 17, 131):
+            x, weight, out = (
+                torch.randint(-2, 3, shape).float() for shape in ((1, K, lanes), (13, K), (5, 13))
+            )
+            if name == "token_linear":
+                args = x, "none", None, None, 0.0, weight, None, None, None
+            else:
+                no_norm = "none", None, None, 0.0
+                x = x.mT.contiguous()
+                args = x, *no_norm, weight, None, out, None, "relu", *no_norm, None, None
+            exact = OPS[name](*convert(args, torch.Tensor.double), "reference")
+            y = OPS[name](*args, "cpu")
+            assert torch.equal(y.double(), exact), f"{lanes} lanes, K {K}"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("given", ["x", "weight"])
 @pytest.mark.parametrize("layout", [torch.clone, transposed], ids=lambda f: f.__name__)

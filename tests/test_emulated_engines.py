@@ -47,7 +47,7 @@ def package():
     return ROOT / "build/emulated/lib"
 
 
-PRODUCTS = "every_size or odd_number or chunk"
+PRODUCTS = "every_size or every_number_of_lanes or odd_number or chunk"
 RUNS = [
     ("avx512", "test_cpu_engine.py", PRODUCTS),
     (

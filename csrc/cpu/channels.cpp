@@ -35,8 +35,8 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
                        int64_t begin = 0, end;
                        do {
                          end = std::min(begin + chunk, first.N);
-                         first.part(in, blocks, inner, panel, begin, end, 0, first.K);
-                         last.part(inner, blocks, out, panel, 0, last.N, begin, end);
+                         first.part(in, count, inner, panel, begin, end, 0, first.K);
+                         last.part(inner, count, out, panel, 0, last.N, begin, end);
                          begin = end;
                        } while (end < first.N);
                        finish(out, position, count, blocks);
@@ -92,7 +92,7 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
           }
         });
         engine<Acc>().pack({{gathered, dtype, x.C}, count, x.C, true, {}, nullptr, {}, {}}, in);
-        linear(in, blocks, out, panel);
+        linear(in, count, out, panel);
         finish(out, position, count, blocks);
       });
 }
@@ -154,7 +154,7 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
           Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
           Acc* const panel = scratch.take(panel_size);
           norm.pack(x.at(0, begin + position, 0), count, x.columns, in);
-          first(in, blocks, hidden, panel);
+          first(in, count, hidden, panel);
           engine<Acc>().unpack(
               hidden, {{map + position, dtype, pitch}, D, count, false, {}, nullptr, {}, {}});
         });
@@ -178,7 +178,7 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
               }
             }
           }
-          last(hidden, blocks, out, panel);
+          last(hidden, count, out, panel);
           finish(out, begin + position, count, blocks);
         });
   }

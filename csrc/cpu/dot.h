@@ -136,7 +136,7 @@ inline void multiply_pairs(const Product<float>& product) {
   const int64_t K = product.K, N = product.N;
   uint32_t* const words = reinterpret_cast<uint32_t*>(product.scratch);
   uint32_t* const gathered = words + (K + 1) / 2 * kLanes<float>;
-  for (int64_t block = 0; block < product.blocks; ++block) {
+  for (int64_t block = 0; block * kLanes<float> < product.lanes; ++block) {
     pair_rows(product.right + block * K * kLanes<float>, K, words);
     for (int64_t n = 0; n < N; n += kPairRows) {
       const int64_t rows = N - n < kPairRows ? N - n : kPairRows;

@@ -52,14 +52,14 @@ struct Transfer {
   Rows residual;     // the same
 };
 
-// out = activation(left * right + bias), or out += left * right, for `blocks` blocks of lanes.
+// out = activation(left * right + bias), or out += left * right, for the blocks of `lanes` lanes.
 template <class Acc>
 struct Product {
   Operand left;
   const Acc* right;  // a tile of K rows
   const Acc* bias;   // (N,) or null
   Acc* out;          // a tile of N rows
-  int64_t N, K, blocks;
+  int64_t N, K, lanes;
   Activation activation;
   bool accumulate;
   Acc* scratch;                       // Engine::scratch(K) elements

@@ -78,7 +78,7 @@ void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int6
                       out,
                       rows,
                       terms,
-                      blocks,
+                      count,
                       Activation::kNone,
                       k > 0,
                       panel});
@@ -209,8 +209,8 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
             {x.at(0, position, k), count, columns, false, norm.at(position, k), nullptr, {}, {}},
             right);
         const Operand left{dy.at(0, position, n).data, dy.dtype, 1, dy.x.stride(1), count};
-        run.multiply({left, right, nullptr, out, rows, count, ceil_div(columns, run.lanes),
-                      Activation::kNone, false, panel});
+        run.multiply(
+            {left, right, nullptr, out, rows, count, columns, Activation::kNone, false, panel});
         run.unpack(out, {to, rows, columns, false, {}, nullptr, {}, strip == first ? Rows{} : to});
       }
     }

@@ -129,27 +129,27 @@ struct Linear {
     STD_TORCH_CHECK(K == rows, name, " must have ", rows, " columns, got ", K);
   }
 
-  void operator()(const Acc* x, int64_t blocks, Acc* y, Acc* scratch) const {
-    apply(x, blocks, y, scratch, activation);
+  void operator()(const Acc* x, int64_t lanes, Acc* y, Acc* scratch) const {
+    apply(x, lanes, y, scratch, activation);
   }
-  void apply(const Acc* x, int64_t blocks, Acc* y, Acc* scratch, Activation activation) const {
+  void apply(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, Activation activation) const {
     const Operand left{w.const_data_ptr(), dtype, w.stride(0), w.stride(1), K};
-    engine<Acc>().multiply({left, x, bias.at(0), y, N, K, blocks, activation, false, scratch});
+    engine<Acc>().multiply({left, x, bias.at(0), y, N, K, lanes, activation, false, scratch});
   }
   // The same into memory.
-  void apply(const Acc* x, int64_t blocks, const Transfer<Acc>& y, Acc* scratch) const {
+  void apply(const Acc* x, int64_t lanes, const Transfer<Acc>& y, Acc* scratch) const {
     const Operand left{w.const_data_ptr(), dtype, w.stride(0), w.stride(1), K};
     engine<Acc>().multiply(
-        {left, x, bias.at(0), nullptr, N, K, blocks, activation, false, scratch, &y});
+        {left, x, bias.at(0), nullptr, N, K, lanes, activation, false, scratch, &y});
   }
 
   // The same for some rows of w, as far as its columns k0 ... k1 go: parts with k0 > 0 add to y.
-  void part(const Acc* x, int64_t blocks, Acc* y, Acc* scratch, int64_t n0, int64_t n1, int64_t k0,
+  void part(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, int64_t n0, int64_t n1, int64_t k0,
             int64_t k1) const {
     const char* data = static_cast<const char*>(w.const_data_ptr());
     data += (n0 * w.stride(0) + k0 * w.stride(1)) * static_cast<int64_t>(w.element_size());
     const Operand left{data, dtype, w.stride(0), w.stride(1), k1 - k0};
-    engine<Acc>().multiply({left, x, k0 ? nullptr : bias.at(n0), y, n1 - n0, k1 - k0, blocks,
+    engine<Acc>().multiply({left, x, k0 ? nullptr : bias.at(n0), y, n1 - n0, k1 - k0, lanes,
                             k1 == K ? activation : Activation::kNone, k0 > 0, scratch});
   }
 
@@ -180,9 +180,9 @@ struct Linear {
   }
 
   // dx = w^T * dy, into a tile or memory
-  void backward(const Acc* dy, int64_t blocks, Acc* dx, Acc* scratch,
+  void backward(const Acc* dy, int64_t lanes, Acc* dx, Acc* scratch,
                 const std::vector<Acc>& turned = {}, const Transfer<Acc>* to = nullptr) const {
-    engine<Acc>().multiply({backward_operand(turned), dy, nullptr, dx, K, N, blocks,
+    engine<Acc>().multiply({backward_operand(turned), dy, nullptr, dx, K, N, lanes,
                             Activation::kNone, false, scratch, to});
   }
 

@@ -46,8 +46,8 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
     const auto rows_of = [&](const Images& images) {
       return images.data ? images.at(at.image, 0, at.channel) : Rows{};
     };
-    if (hidden) first(in, at.blocks, inner, weights);
-    last.apply(hidden ? inner : in, at.blocks,
+    if (hidden) first(in, at.channels, inner, weights);
+    last.apply(hidden ? inner : in, at.channels,
                {y.at(at.image, 0, at.channel),
                 y.rows,
                 at.channels,

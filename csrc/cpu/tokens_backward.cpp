@@ -44,8 +44,7 @@ void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t la
   run.transpose(x, K, lanes, turned);
   const DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
   const Operand left{dy, dtype, run.lanes, 1, run.lanes};
-  run.multiply({left, turned, nullptr, dw, N, lanes, ceil_div(K, run.lanes), Activation::kNone,
-                true, panel});
+  run.multiply({left, turned, nullptr, dw, N, lanes, K, Activation::kNone, true, panel});
 }
 
 // The gradient of x through its norm, from that of the norm's result, kept in the accumulator's
@@ -116,7 +115,7 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
       run.pack(piece(x.at(image, 0, c), x.rows, count, mix.norm.at(image, c), {}), in);
       const Acc* into_last = in;
       if (two) {
-        first.apply(in, blocks, inside, panel, Activation::kNone);
+        first.apply(in, count, inside, panel, Activation::kNone);
         run.activate(first.activation, inside, hidden * blocks * run.lanes, activated);
         into_last = activated;
       }
@@ -124,10 +123,10 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
       const Rows factor = mix.factor.data ? mix.factor.at(image, 0, c) : Rows{};
       run.pack(piece(dy_rows, dy.rows, count, {}, factor), dout);
       if (du.data) {
-        last(into_last, blocks, out, panel);
+        last(into_last, count, out, panel);
         run.unpack(out, piece(du.at(image, 0, c), dy.rows, count, {}, dy_rows));
       }
-      last.backward(dout, blocks, dinner, panel, last_turned);
+      last.backward(dout, count, dinner, panel, last_turned);
       if (sum(dscale) != nullptr) {
         // dy * y summed over the tokens, without y: y is w * x + b.
         run.dot_rows(into_last, dinner, inner, blocks, sum(dscale) + c);
@@ -139,7 +138,7 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
                         sum(dscale) + c,
                         1,
                         last.N,
-                        blocks,
+                        count,
                         Activation::kNone,
                         true,
                         panel});
@@ -155,7 +154,7 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
         sum_gradients(dinner, hidden, in, first.K, count, sum(dw1), sum(db1), turned, panel);
         if (dx.data) {
           const Transfer<Acc> to = piece(dx.at(image, 0, c), x.rows, count, {}, {});
-          first.backward(dinner, blocks, nullptr, panel, first_turned, &to);
+          first.backward(dinner, count, nullptr, panel, first_turned, &to);
         }
       } else {
         sum_gradients(dout, last.N, in, inner, count, sum(dw1), sum(db1), turned, panel);
