@@ -227,7 +227,7 @@ DEFECTS = {
         "test_emulated.py strides_are_followed and shift_linear",
     ),
     "CUDA tokens: the padding of a weight taken for terms": (
-        OPERANDS, "torch::stable::narrow(padded, 1, 0, weight.size(1))", "padded",
+        f"{CUDA}/tokens.h", "torch::stable::narrow(padded, 1, 0, weight.size(1))", "padded",
         "test_kernels.py emulated and exact and token",
     ),
     "CUDA tokens, sm_90a: images of the norm one above another": (

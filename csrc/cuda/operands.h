@@ -76,14 +76,6 @@ class Call {
     if (given) check_shape(*given, sizes, name);
     return images(given, name);
   }
-  // A (rows, columns) weight whose rows begin at multiples of 16 bytes, as fast copies want them.
-  Tensor aligned(const Tensor& weight) {
-    const int64_t word = 16 / weight.element_size();
-    const int64_t rest = weight.dim() == 2 ? weight.size(1) % word : 0;
-    if (rest == 0) return weight;
-    Tensor padded = torch::stable::pad(weight, {0, word - rest}, "constant", 0.0);
-    return torch::stable::narrow(padded, 1, 0, weight.size(1));
-  }
   // (rows, columns)
   Images weight(const Tensor& given, int64_t columns, const char* name) {
     STD_TORCH_CHECK(given.dim() == 2, name, " must have 2 dimensions, got ", given.dim());
@@ -183,18 +175,19 @@ template <class MakeProduct>
 Normed launch_norm_of(Call& call, const Images& x, const NormParams& norm, double eps,
                       bool sums_rows, cudaStream_t stream, const MakeProduct& product) {
   const bool has_norm = norm.mean || norm.weight.data || norm.bias.data;
-  const Operand dense{{nullptr, x.images > 1 ? int64_t{x.count} * x.columns : 0, x.columns},
-                      sums_rows};
+  const int64_t stride_b = x.images > 1 ? int64_t{x.count} * x.columns : 0;
+  const Operand dense{{nullptr, stride_b, x.columns}, sums_rows};
   if (!has_norm || !fits_sm90(product(dense))) {
     launch_moments_of(x, norm, eps, stream);
     return {x, norm};
   }
   const Tensor normed = call.empty({x.images, x.count, x.columns}, call.dtype());
+  void* const y = normed.mutable_data_ptr();
   if (norm.mean) {
-    launch_layer_norm(x, static_cast<float>(eps), norm.mean, norm.rstd, norm.weight, norm.bias,
-                      normed.mutable_data_ptr(), call.dtype(), stream);
+    launch_layer_norm(x, static_cast<float>(eps), norm.mean, norm.rstd, norm.weight, norm.bias, y,
+                      call.dtype(), stream);
   } else {
-    launch_norm(x, norm, {}, {}, normed.mutable_data_ptr(), call.dtype(), stream);
+    launch_norm(x, norm, {}, {}, y, call.dtype(), stream);
   }
   return {call.images(normed, "the norm of x"), {}};
 }
@@ -203,8 +196,8 @@ Normed launch_norm_of(Call& call, const Images& x, const NormParams& norm, doubl
 inline Images launch_scaled(Call& call, const Images& a, const Vector& scale, cudaStream_t stream) {
   if (!scale.data) return a;
   const Tensor scaled = call.empty({a.images, a.count, a.columns}, call.dtype());
-  launch_norm(a, {nullptr, nullptr, scale, {}}, {}, {}, scaled.mutable_data_ptr(), call.dtype(),
-              stream);
+  void* const to = scaled.mutable_data_ptr();
+  launch_norm(a, {nullptr, nullptr, scale, {}}, {}, {}, to, call.dtype(), stream);
   return call.images(scaled, "what is scaled");
 }
 
@@ -224,9 +217,8 @@ void launch_sum(Call& call, int32_t parts, const Tensor& gradient,
   launch_sum_parts(memory, parts, gradient.numel(), gradient.mutable_data_ptr(), dtype, stream);
 }
 
-// In how many parts a sum over all images takes least time, in that of one term of a block's:
-// blocks of 128 rows by 256 columns, in waves, and the way of the parts through memory (on an H200
-// 6,000 numbers go there and back in the time of a term).
+// In how many parts a sum over all images takes least time: that of blocks of 128 rows by 256
+// columns, in waves, and of the parts' way to memory and back, 6,000 numbers a term on an H200.
 inline int32_t splits_of(const Product& p) {
   const int64_t blocks = ceil_div(p.M, 256) * ceil_div(p.N, 128), terms = p.images * p.K;
   const int64_t most = std::min(ceil_div(4 * kBlocks, std::max<int64_t>(blocks, 1)), terms / 256);

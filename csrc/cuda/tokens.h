@@ -6,6 +6,15 @@
 
 namespace shiftmlp {
 
+// A (rows, columns) weight whose rows begin at multiples of 16 bytes, as fast copies want them.
+inline Tensor aligned(const Tensor& weight) {
+  const int64_t word = 16 / weight.element_size();
+  const int64_t rest = weight.dim() == 2 ? weight.size(1) % word : 0;
+  if (rest == 0) return weight;
+  Tensor padded = torch::stable::pad(weight, {0, word - rest}, "constant", 0.0);
+  return torch::stable::narrow(padded, 1, 0, weight.size(1));
+}
+
 // A layer over the tokens.
 struct TokenLayer : Layer {
   using Layer::Layer;

@@ -115,7 +115,7 @@ void token_linear_backward(const Gradients& to, const Tensor& dy, const Tensor& 
   STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
   Call call(given);
   const Images x = call.images(given, "x");
-  const TokenLayer layer(call, call.aligned(weight), bias, x.count);
+  const TokenLayer layer(call, aligned(weight), bias, x.count);
   const Mixture mix{call.images(dy, {x.images, layer.w.count, x.columns}, "dy"),
                     x,
                     {norm, norm_weight, norm_bias, eps},
@@ -135,8 +135,8 @@ void token_mlp_backward(const Gradients& to, const Tensor& dy, const Tensor& giv
   STD_TORCH_CHECK(to.size() == 8, "8 gradients are wanted, got ", to.size());
   Call call(given);
   const Images x = call.images(given, "x");
-  const TokenLayer first(call, call.aligned(w1), b1, x.count, "w1", activation_of(activation));
-  const TokenLayer last(call, call.aligned(w2), b2, first.w.count, "w2");
+  const TokenLayer first(call, aligned(w1), b1, x.count, "w1", activation_of(activation));
+  const TokenLayer last(call, aligned(w2), b2, first.w.count, "w2");
   const Mixture mix{call.images(dy, {x.images, last.w.count, x.columns}, "dy"),
                     x,
                     {norm, norm_weight, norm_bias, eps},
@@ -156,7 +156,7 @@ void token_gate_backward(const Gradients& to, const Tensor& dy, const Tensor& u,
   STD_TORCH_CHECK(to.size() == 6, "6 gradients are wanted, got ", to.size());
   Call call(given, "v");
   const Images x = call.images(given, "v");
-  const TokenLayer layer(call, call.aligned(weight), bias, x.count);
+  const TokenLayer layer(call, aligned(weight), bias, x.count);
   const std::initializer_list<int64_t> sizes = {x.images, layer.w.count, x.columns};
   const Mixture mix{
       call.images(dy, sizes, "dy"), x, {norm, norm_weight, norm_bias, eps}, {layer}, {},
