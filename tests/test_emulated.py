@@ -61,7 +61,7 @@ def test_every_option_is_as_good_as_torch(name, chosen):
 
 
 @pytest.mark.parametrize("backend", emulated.WITH_TF32[2:])
-@pytest.mark.parametrize(("name", "chosen"), [s for s in SUBSETS if "spatial" not in s.id][::4])
+@pytest.mark.parametrize(("name", "chosen"), [s for s in SUBSETS if "spatial" not in s.id][::8])
 def test_options_in_tf32_are_as_good_as_torch(name, chosen, backend):
     every_option(name, chosen, backend)
 
@@ -80,7 +80,7 @@ def test_only_what_is_asked_for_is_computed(name, chosen):
         testing.assert_same_bits(alone[key].grad, wanted)
 
 
-@pytest.mark.parametrize("backend", emulated.WITH_TF32)
+@pytest.mark.parametrize("backend", emulated.BACKENDS)
 @pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
 def test_many_images(op, backend):
     """So many that sums over them are made in parts."""
@@ -88,7 +88,7 @@ def test_many_images(op, backend):
     batched = {"dy", *OPS[op.name.removesuffix("_backward")].batched}
     args = [
         torch.cat([arg] * 48) if name in batched and arg is not None else arg
-        for name, arg in zip(op.names, sample(randn(op.dtypes[backend][0])), strict=False)
+        for name, arg in zip(op.names, sample(randn(torch.bfloat16)), strict=False)
     ]
     exact = op(*convert(args, Tensor.double), "reference")
     testing.assert_as_good_as_torch(op(*args, backend), op(*args, "reference"), exact)

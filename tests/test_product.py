@@ -40,7 +40,8 @@ SIZES = [
 def test_sizes(layout, sizes, library):
     is_small = max(sizes) < 50
     for seed in SEEDS if is_small else SEEDS[max(sizes) % 7 :: 7]:
-        for dtype in [DTYPES[seed % 3]] if is_small else [DTYPES[seed % 2], torch.float32]:
+        large = [DTYPES[seed % 2], torch.float32][: 1 + (seed < 7)]
+        for dtype in [DTYPES[seed % 3]] if is_small else large:
             c = case(layout, *sizes, images=3 if is_small else 1, dtype=dtype)
             check_exact(library, seed, c, f"{sizes}, {dtype}")
 
@@ -59,7 +60,7 @@ def test_options_are_exact_on_integers(layout, option, library):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float32_is_rounded_to_tf32(layout, which, library):
     """Once, behind the scale."""
-    for seed in SEEDS[::3]:
+    for seed in SEEDS[::5]:
         c = fractional(case(layout, 24, 20, 40, dtype=torch.float32), which)
         check_exact(library, seed, c, which)
         check_exact(library, seed, with_option(c, f"{which} scale"), f"{which} scale")
