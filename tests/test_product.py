@@ -5,7 +5,7 @@ from dataclasses import replace
 import emulator
 import pytest
 import torch
-from products import EXACT, INEXACT, LAYOUTS, case, check_exact, fractional, moved, with_option
+from products import EXACT, INEXACT, LAYOUTS, case, check_exact, moved, with_option
 from samples import SHIFTS
 
 from shiftmlp.testing import assert_as_good_as_torch, assert_same_bits
@@ -61,7 +61,7 @@ def test_options_are_exact_on_integers(layout, option, library):
 def test_float32_is_rounded_to_tf32(layout, which, library):
     """Once, behind the scale."""
     for seed in SEEDS[::5]:
-        c = fractional(case(layout, 24, 20, 40, dtype=torch.float32), which)
+        c = with_option(case(layout, 24, 20, 40, dtype=torch.float32), f"{which} fractions")
         check_exact(library, seed, c, which)
         check_exact(library, seed, with_option(c, f"{which} scale"), f"{which} scale")
 
