@@ -85,8 +85,7 @@ class Case:
     moves: Shift | None = None  # of the result, on maps of 5 by 7 pixels
 
     def reference(self, step=lambda v: v, multiplied=lambda v: v) -> Tensor:
-        rows, columns = (multiplied(s.elements(step)) for s in (self.rows, self.columns))
-        y = rows @ columns.mT
+        y = multiplied(self.rows.elements(step)) @ multiplied(self.columns.elements(step)).mT
         if self.splits:
             return (y if y.dim() == 2 else y.sum(0)).expand(1, -1, -1)
         y = y.expand(self.images, -1, -1)
@@ -155,11 +154,6 @@ def one_of(*values):
     return lambda *shape: torch.tensor(values)[torch.randint(len(values), shape)].float()
 
 
-def fractions(*shape):
-    """Of 13 bits: TF32 has no such numbers, and an eighth are halves between two of its own."""
-    return one_of(-1, 1)(*shape) * (1 + torch.randint(2**13, shape) / 2**13)
-
-
 # Whether the columns and the rows sum their rows, and which of them all images share.
 LAYOUTS = {
     "token": (True, False, "rows"),
@@ -184,12 +178,6 @@ def case(layout, M, N, K, images=1, dtype=torch.bfloat16, make=integers) -> Case
         side(make, dtype, images, N, K, rows, shared == "rows"),
         images,
     )
-
-
-def fractional(c: Case, which: str) -> Case:
-    """In float32, where sums of such numbers are exact if the other operand is of integers."""
-    s = getattr(c, which)
-    return replace(c, **{which: replace(s, x=fenced(fractions(*s.x.shape)))})
 
 
 def normed(s: Side, make, norm: str) -> Side:
@@ -229,6 +217,13 @@ OPERAND_OPTIONS = {
     "strided": lambda s, make: replace(s, x=strided(s.x)),
     "strided by 8 bytes": lambda s, make: replace(s, x=strided(s.x, 2)),
 }
+<<<<<<< HEAD
+=======
+FRACTIONS = {"fractions": lambda s, make: replace(s, x=fenced(tf32.fractions(*s.x.shape)))}
+INEXACT_OPERAND_OPTIONS = {
+    name: lambda s, make, name=name: replace(s, activation=name) for name in ("gelu", "gelu_tanh")
+}
+>>>>>>> tf32
 
 
 def strided(t: Tensor, by: int = 8) -> Tensor:
@@ -286,7 +281,12 @@ def with_option(c: Case, option: str, make=integers) -> Case:
     """The options "columns NAME" and "rows NAME" are of an operand."""
     which, _, name = option.partition(" ")
     if which in ("columns", "rows"):
+<<<<<<< HEAD
         return replace(c, **{which: OPERAND_OPTIONS[name](getattr(c, which), make)})
+=======
+        options = OPERAND_OPTIONS | INEXACT_OPERAND_OPTIONS | FRACTIONS
+        return replace(c, **{which: options[name](getattr(c, which), make)})
+>>>>>>> tf32
     return (RESULT_OPTIONS | INEXACT_RESULT_OPTIONS)[option](c, make)
 
 

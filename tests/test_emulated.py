@@ -62,7 +62,7 @@ def test_every_option_is_as_good_as_torch(name, chosen):
 
 
 @pytest.mark.parametrize("backend", emulated.WITH_TF32[2:])
-@pytest.mark.parametrize(("name", "chosen"), [s for s in SUBSETS if "spatial" not in s.id][::4])
+@pytest.mark.parametrize(("name", "chosen"), [s for s in SUBSETS if "spatial" not in s.id][::8])
 def test_options_in_tf32_are_as_good_as_torch(name, chosen, backend):
     every_option(name, chosen, backend)
 
@@ -81,18 +81,19 @@ def test_only_what_is_asked_for_is_computed(name, chosen):
         testing.assert_same_bits(alone[key].grad, wanted)
 
 
-@pytest.mark.parametrize("backend", emulated.WITH_TF32)
+@pytest.mark.parametrize("backend", emulated.BACKENDS)
 @pytest.mark.parametrize("op", PRODUCTS, ids=lambda op: op.name)
 def test_many_images(op, backend):
     """So many that sums over them are made in parts."""
-    sample = list(SAMPLES[op.name].values())[1]
     batched = {"dy", *OPS[op.name.removesuffix("_backward")].batched}
-    args = [
-        torch.cat([arg] * 48) if name in batched and arg is not None else arg
-        for name, arg in zip(op.names, sample(randn(op.dtypes[backend][0])), strict=False)
-    ]
-    exact = op(*convert(args, Tensor.double), "reference")
-    testing.assert_as_good_as_torch(op(*args, backend), op(*args, "reference"), exact)
+    made = [sample(randn(torch.bfloat16)) for sample in SAMPLES[op.name].values()]
+    for given in [made[1], *(args for args in made if 0 < args[0].numel() < 200)]:
+        args = [
+            torch.cat([arg] * 48) if name in batched and arg is not None else arg
+            for name, arg in zip(op.names, given, strict=False)
+        ]
+        exact = op(*convert(args, Tensor.double), "reference")
+        testing.assert_as_good_as_torch(op(*args, backend), op(*args, "reference"), exact)
 
 
 @pytest.mark.parametrize("backend", emulated.BACKENDS)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import emulator
 import pytest
 import torch
-from products import EXACT, INEXACT, LAYOUTS, case, check_exact, fractional, moved, with_option
+from products import EXACT, INEXACT, LAYOUTS, case, check_exact, moved, with_option
 from samples import SHIFTS
 
 from shiftmlp.testing import assert_as_good_as_torch, assert_same_bits
@@ -40,7 +40,8 @@ SIZES = [
 def test_sizes(layout, sizes, library):
     is_small = max(sizes) < 50
     for seed in SEEDS if is_small else SEEDS[max(sizes) % 7 :: 7]:
-        for dtype in [DTYPES[seed % 3]] if is_small else [DTYPES[seed % 2], torch.float32]:
+        large = [DTYPES[seed % 2], torch.float32][: 1 + (seed < 7)]
+        for dtype in [DTYPES[seed % 3]] if is_small else large:
             c = case(layout, *sizes, images=3 if is_small else 1, dtype=dtype)
             check_exact(library, seed, c, f"{sizes}, {dtype}")
 
@@ -58,9 +59,15 @@ def test_options_are_exact_on_integers(layout, option, library):
 @pytest.mark.parametrize("which", ["columns", "rows"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float32_is_rounded_to_tf32(layout, which, library):
+<<<<<<< HEAD
     """Once, behind the norm."""
     for seed in SEEDS[::3]:
         c = fractional(case(layout, 24, 20, 40, dtype=torch.float32), which)
+=======
+    """Once, behind the scale."""
+    for seed in SEEDS[::5]:
+        c = with_option(case(layout, 24, 20, 40, dtype=torch.float32), f"{which} fractions")
+>>>>>>> tf32
         check_exact(library, seed, c, which)
         check_exact(library, seed, with_option(c, f"{which} scaling"), f"{which} scaling")
 

@@ -7,7 +7,7 @@ import emulator
 import pytest
 import torch
 from emulator import fenced
-from products import ACTIVATIONS, Case, Side, case, check_exact, fractional, moved, with_option
+from products import ACTIVATIONS, Case, Side, case, check_exact, moved, with_option
 from samples import SHIFTS
 from torch import Tensor
 
@@ -52,9 +52,11 @@ def check_product(library, seed: int) -> None:
         "no terms": case("token", 8, 8, 0),
     }
     for which in ("columns", "rows"):
-        cases[f"float32, {which}"] = with_option(fractional(single, which), f"{which} scaling")
+        cases[f"float32, {which}"] = with_option(
+            with_option(single, f"{which} fractions"), f"{which} scaling"
+        )
         cases[f"float32, {which} by rows"] = with_option(
-            fractional(turned, which), f"{which} misaligned"
+            with_option(turned, f"{which} fractions"), f"{which} misaligned"
         )
     cases["float32, 8 bytes at a time"] = with_option(single, "rows aligned to 4 bytes")
     for name in ("s2", "wrap", "zero-diagonal", "grid"):

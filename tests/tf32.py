@@ -20,6 +20,12 @@ def rounded(t: Tensor) -> Tensor:
     return torch.where(t.isfinite(), ((bits + 0x1000) & ~0x1FFF).view(torch.float32), t)
 
 
+def fractions(*shape) -> Tensor:
+    """Of 13 bits: TF32 has no such numbers, and an eighth are halves between two of its own. Their
+    sums are exact in float32 if they are multiplied by small integers."""
+    return (1 + torch.randint(2**13, shape) / 2**13) * (2 * torch.randint(2, shape) - 1)
+
+
 class OnTheCpu(TorchDispatchMode):
     """Rounds the operands of PyTorch's float32 products on the CPU as tensor cores take them."""
 
