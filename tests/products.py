@@ -217,13 +217,7 @@ OPERAND_OPTIONS = {
     "strided": lambda s, make: replace(s, x=strided(s.x)),
     "strided by 8 bytes": lambda s, make: replace(s, x=strided(s.x, 2)),
 }
-<<<<<<< HEAD
-=======
 FRACTIONS = {"fractions": lambda s, make: replace(s, x=fenced(tf32.fractions(*s.x.shape)))}
-INEXACT_OPERAND_OPTIONS = {
-    name: lambda s, make, name=name: replace(s, activation=name) for name in ("gelu", "gelu_tanh")
-}
->>>>>>> tf32
 
 
 def strided(t: Tensor, by: int = 8) -> Tensor:
@@ -281,12 +275,8 @@ def with_option(c: Case, option: str, make=integers) -> Case:
     """The options "columns NAME" and "rows NAME" are of an operand."""
     which, _, name = option.partition(" ")
     if which in ("columns", "rows"):
-<<<<<<< HEAD
-        return replace(c, **{which: OPERAND_OPTIONS[name](getattr(c, which), make)})
-=======
-        options = OPERAND_OPTIONS | INEXACT_OPERAND_OPTIONS | FRACTIONS
+        options = OPERAND_OPTIONS | FRACTIONS
         return replace(c, **{which: options[name](getattr(c, which), make)})
->>>>>>> tf32
     return (RESULT_OPTIONS | INEXACT_RESULT_OPTIONS)[option](c, make)
 
 

@@ -59,15 +59,9 @@ def test_options_are_exact_on_integers(layout, option, library):
 @pytest.mark.parametrize("which", ["columns", "rows"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float32_is_rounded_to_tf32(layout, which, library):
-<<<<<<< HEAD
     """Once, behind the norm."""
-    for seed in SEEDS[::3]:
-        c = fractional(case(layout, 24, 20, 40, dtype=torch.float32), which)
-=======
-    """Once, behind the scale."""
     for seed in SEEDS[::5]:
         c = with_option(case(layout, 24, 20, 40, dtype=torch.float32), f"{which} fractions")
->>>>>>> tf32
         check_exact(library, seed, c, which)
         check_exact(library, seed, with_option(c, f"{which} scaling"), f"{which} scaling")
 
