@@ -253,7 +253,6 @@ RESULT_OPTIONS = {
         slope_of=like_result(c, make),
         scale=fenced(make(dims(c)[2]).bfloat16()),
         factor=like_result(c, make, shift=1),
-        inner=True,
         residual=strided(like_result(c, make)),
     ),
     "float32": lambda c, make: replace(c, dtype=torch.float32),

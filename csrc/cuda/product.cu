@@ -98,10 +98,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
   const auto pieces = [&part](auto& stage, int side, int32_t k) {
     return side == 0 ? stage.columns.pieces(part.m, k) : stage.rows.pieces(part.n, k);
   };
-  int ring = 0;  // the stage that is loaded; the next one is the oldest
-  for (int64_t chunk = 1 - kStages; chunk < part.chunks; ++chunk) {
+  int ring = 0;   // the stage that is loaded; the next one is the oldest
+  int ahead = 0;  // chunks under way
+  for (int64_t left = part.chunks + kStages - 1; left > 0; --left) {
     auto& stage = shared.stages[ring + 1 < kStages ? ring + 1 : 0];
-    if (chunk >= 0) {
+    if (ahead == kStages - 1) {
       cp_async_wait<kStages - 2>();
 #pragma unroll 1
       for (int i = 0; i < 2; ++i) {
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
       reading.next(kDepth, p.K);
       block_barrier();  // all have their part of this chunk, and are done with the one before
     }
-    if (chunk + kStages - 1 < part.chunks) {
+    if (left >= kStages) {
       auto& to = shared.stages[ring];
       if (p.sides[0].plain) to.columns.copy(pieces(to, 0, loading.k), p.sides[0], loading.b);
       if (p.sides[1].plain) to.rows.copy(pieces(to, 1, loading.k), p.sides[1], loading.b);
@@ -123,7 +124,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 2)
     }
     cp_async_commit();  // an empty group too: the wait above counts them
     ring = ring + 1 < kStages ? ring + 1 : 0;
-    if (chunk < 0) continue;
+    if (ahead < kStages - 1) {
+      ++ahead;
+      continue;
+    }
 #pragma unroll
     for (int k = 0; k < kDepth; k += kDepth / 2) {
       uint32_t a[Shape::kWarpM / 16][4];

@@ -51,8 +51,8 @@ struct Result {
   Rows slope_of{};  // this, factor and residual for every element, in the product's dtype
   Vector scale{};   // for every column
   Rows factor{}, residual{};
-  void* inner{};  // where what enters the activation goes too, laid out like the result, in the
-                  // product's dtype; null: nowhere
+  void* inner{};  // where what enters the activation goes too, unless that is a slope's: laid out
+                  // like the result, in the product's dtype; null: nowhere
 };
 
 // result(b) = columns(b) * rows(b), summed over K, for every image b; or, with splits > 0, in

@@ -30,9 +30,6 @@ __device__ void finish(const Result& y, const Block& block, float (&sums)[kRows]
     Items v = read(&sums[row][column], kItems);
     const float row_bias = read(y.row_bias, n);
     for_each_item([&](int i) { v.at[i] += row_bias + column_bias.at[i]; });
-    if (y.inner) {
-      write(static_cast<T*>(y.inner) + block.image * y.stride_b + n * y.stride + m, v, count);
-    }
     if (y.slope_of.data) {
       const Items at = read<T>(y.slope_of, block.image, n, m, count);
       with_activation(y.activation, [&](auto activation) {
@@ -40,6 +37,9 @@ __device__ void finish(const Result& y, const Block& block, float (&sums)[kRows]
         for_each_item([&](int i) { v.at[i] = activate_backward<kActivation>(v.at[i], at.at[i]); });
       });
     } else {
+      if (y.inner) {
+        write(static_cast<T*>(y.inner) + block.image * y.stride_b + n * y.stride + m, v, count);
+      }
       with_activation(y.activation, [&](auto activation) {
         for_each_item([&](int i) { v.at[i] = activate<decltype(activation)::value>(v.at[i]); });
       });
