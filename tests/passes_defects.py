@@ -24,9 +24,23 @@ COLUMNS = {
     "alignment of pointers not asked for": ("&& bytes_ % 16 == 0", ""),
 }
 
+LONG_ROW = """if (columns > Strip::kColumns) strip = Strip(x, row, begin, columns);
+#pragma unroll
+      for (int i = 0; i < Strip::kLoads; ++i) {
+        const Columns<kAligned> at = strip.columns(begin, columns, i);
+        if (!at.has(0)) break;
+"""
+
 PASSES = {
     "rest of a long row not read": ("if (begin > 0) strip", "if (false) strip"),
-    "end of a long row taken for its beginning": ("if (columns > Strip::kColumns)", "if (false)"),
+    "end of a long row taken for its beginning": (
+        LONG_ROW + "        Floats v",
+        LONG_ROW.replace("columns > Strip::kColumns", "false") + "        Floats v",
+    ),
+    "the norm of a long row's end at its beginning": (
+        LONG_ROW + "        const Floats factor",
+        LONG_ROW.replace("columns > Strip::kColumns", "false") + "        const Floats factor",
+    ),
     "columns beyond the end centred": ("at.has(j) ? v.at[j] - center : 0.0f", "v.at[j] - center"),
     "one row beyond the end": ("row < rows; row += warps", "row <= rows; row += warps"),
     "one lane's sum for the mean": ("warp_sum(total) / columns", "total / columns"),
@@ -34,7 +48,14 @@ PASSES = {
     "one lane's sum for a row": ("total = warp_sum(total);", ""),
     "the mean not taken off": ("(v.at[j] - center) * rstd", "v.at[j] * rstd"),
     "residual of the first row": ("rest(residual, row, begin", "rest(residual, 0, begin"),
-    "result beyond the row": ("store(v, y, dtype, row", "store(v, y, dtype, row + 1"),
+    "result beyond the row": (
+        "v.at[j] * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row",
+        "v.at[j] * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row + 1",
+    ),
+    "result of a layer norm beyond the row": (
+        "deviation * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row",
+        "deviation * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row + 1",
+    ),
     "gradient of an activation beyond the row": (
         "store(v, dx, dtype, row",
         "store(v, dx, dtype, row + 1",
@@ -72,7 +93,7 @@ PASSES = {
     "alignment of the norm's bias not asked for": (".with(norm.bias)", ""),
     "alignment of the norm's scale not asked for": ("bias).with(scale)", "bias)"),
     "alignment of the residual not asked for": (".with(residual)", ""),
-    "alignment of the norm's result not asked for": (".with(y)", ""),
+    "alignment of the norm's result not asked for": (".with(residual).with(y)", ".with(residual)"),
     "alignment of a not asked for": ("Alignment(a.columns).with(a)", "Alignment(a.columns)"),
     "alignment of the scale not asked for": ("(a).with(scale)", "(a)"),
     "alignment of b not asked for": (".with(b)", ""),

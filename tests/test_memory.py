@@ -29,7 +29,7 @@ def dtype_for(backend):
 def test_nothing_outside_is_read_or_changed(op, backend, sample, device):
     """Inputs lie in fields of NaN, also between their rows, as does what is made."""
     args = sample(randn(dtype_for(backend), device))
-    alone = run(op, backend, args)
+    alone, exact = run(op, backend, args), op(*convert(args, Tensor.double), "reference")
     fields, strips = [], []
 
     def in_a_field(t):
@@ -48,7 +48,12 @@ def test_nothing_outside_is_read_or_changed(op, backend, sample, device):
     args = convert(args, in_a_field)
     with Placing(between_strips):
         ours = op(*args, backend)
-    testing.assert_same_bits(ours, alone)
+    if (
+        backend == "emulated_tf32"
+    ):  # float32 shows that columns are summed as their alignment allows
+        testing.assert_as_good_as_torch(ours, alone, exact)
+    else:
+        testing.assert_same_bits(ours, alone)
     assert all(result.isfinite().all() for result in listed(ours)), "not written"
     for field, before in fields:
         testing.assert_same_bits(field, before)

@@ -152,7 +152,8 @@ RESULT = {
         "pack<T>(y.residual, block.image, block.n + row",
         "pack<T>(y.residual, block.image, block.n + first",
     ),
-    "first image's result": ("block.image * y.stride_b", "0"),
+    "first image's result": ("at = block.image * y.stride_b", "at = 0"),
+    "first image's inner": ("(y.inner) + block.image * y.stride_b", "(y.inner)"),
     "float32 stored in 16 bits": ("if (y.dtype == DType::kFloat32)", "if (false)"),
 }  # fmt: skip
 

@@ -6,9 +6,9 @@ import re
 
 import emulator
 import pytest
-from hopper_bugs import PRODUCT as PRODUCT_SM90
 from hopper_bugs import TOKEN_LINEAR
 from passes_defects import PASSES_BACKWARD
+from product_sm90_bugs import BUGS as PRODUCT_SM90
 from test_emulator import HOPPER_EXAMPLE, check_hopper_example, check_spatial_shift
 from test_hopper import check_token_linear, check_token_mlp
 from test_passes import check_passes
