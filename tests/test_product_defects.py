@@ -45,6 +45,7 @@ def check_product(library, seed: int) -> None:
         "residual": with_option(channel, "residual"),
         "result's relu": with_option(channel, "result's relu"),
         "slope": with_option(channel, "slope of relu"),
+        "inner": with_option(channel, "inner"),
         "misaligned": with_option(channel, "result misaligned"),
         "two norms": with_option(with_option(across, "columns bare norm"), "rows bare norm"),
         "splits": summed,
