@@ -1,21 +1,22 @@
 """All that planted_defects.py and the tables of bugs would change is there, and once."""
 
 import emulator
-import hopper_bugs
 import passes_defects
 import planted_defects
 import product_sm90_bugs
 import pytest
+import test_hopper
 import test_product_defects
 
 DEFECTS = planted_defects.DEFECTS | planted_defects.CUDA_DEFECTS
-BUGS = {source: bugs for source, (bugs, _) in test_product_defects.PLANTED.items()}
-BUGS |= passes_defects.PLANTED
-SM90 = {
-    "token_linear_sm90.cu": hopper_bugs.TOKEN_LINEAR,
-    "token_mlp_sm90.cu": hopper_bugs.TOKEN_MLP,
-    "product_sm90.cu": product_sm90_bugs.BUGS,
-}
+
+
+def bugs_of(planted: dict) -> dict:
+    return {source: bugs for source, (bugs, _) in planted.items()}
+
+
+BUGS = bugs_of(test_product_defects.PLANTED) | passes_defects.PLANTED
+SM90 = bugs_of(test_hopper.PLANTED) | {"product_sm90.cu": product_sm90_bugs.BUGS}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
