@@ -44,7 +44,7 @@ class TokenNorm {
 
 // Some channels of one image, and where its numbers stand.
 struct Piece {
-  int64_t image, channel, channels, blocks;
+  int64_t image, channel, channels;
 };
 
 // Calls f(piece, scratch) for every tile of channels of every image. `memory` counts the numbers
@@ -57,8 +57,7 @@ void for_each_piece(int64_t images, int64_t channels, const Tiling<Acc>& tiling,
     Scratch<Acc> scratch(memory);
     for (int64_t task = begin; task < end; ++task, scratch.reset()) {
       const int64_t channel = task % tiles * tiling.lanes;
-      const int64_t count = std::min(tiling.lanes, channels - channel);
-      f(Piece{task / tiles, channel, count, tiling.blocks_of(count)}, scratch);
+      f(Piece{task / tiles, channel, std::min(tiling.lanes, channels - channel)}, scratch);
     }
   });
 }
