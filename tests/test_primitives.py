@@ -133,14 +133,24 @@ def check_cluster(conform, seed, clusters=2):
     assert torch.equal(out, torch.cat([rows, told], 2)), "wrong"
 
 
+def check_exchange(conform, seed, clusters=2):
+    a = torch.randint(-8, 8, (clusters, 4, 3, 32, 2)).float()
+    out = torch.full_like(a, torch.nan)
+    conform("exchange", out, a, None, clusters, seed=seed)
+    assert torch.equal(out, a.sum(1, keepdim=True).expand_as(a)), "wrong"
+
+
 @pytest.mark.parametrize("seed", range(10))
-def test_blocks_of_a_cluster_load_for_one_another_and_wait_for_each_other(seed, conform):
-    check_cluster(conform, seed)
+@pytest.mark.parametrize("check", [check_cluster, check_exchange])
+def test_blocks_of_a_cluster_work_for_one_another_and_wait_for_each_other(check, seed, conform):
+    check(conform, seed)
 
 
 CLUSTER_BUGS = {
     "no barrier after the mbarriers' start": (
-        "}\n  cluster_barrier();\n  for", "}\n  for", "this mbarrier was never initialised",
+        "}\n  cluster_barrier();\n  for (int round = 0; round < kRounds; ++round) {\n    if",
+        "}\n  for (int round = 0; round < kRounds; ++round) {\n    if",
+        "this mbarrier was never initialised",
     ),
     "no barrier before the exit": (
         "}\n  cluster_barrier();\n  at", "}\n  at",
@@ -168,16 +178,27 @@ CLUSTER_BUGS = {
     "the rank of a block in the grid": (
         "rank = cluster_rank()", "rank = blockIdx.x", "no such block",
     ),
+    "sums before the others have told": (
+        "mbarrier_wait_in_cluster(shared.told, round % 2);", "", "wrong|no more arrivals",
+    ),
+    "rows written while the others read": (
+        "rows[round % 2][lane]", "rows[0][lane]", "wrong",
+    ),
+    "told to the next block alone": ("lane < kCluster", "lane < 2", "deadlock: block"),
+    "no barrier before the exit from the exchange": (
+        "cluster_barrier();  // the others", "// the others", "of this cluster has exited",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("bug", CLUSTER_BUGS)
 def test_planted_bug_of_a_cluster_is_caught(bug):
     right, wrong, report = CLUSTER_BUGS[bug]
-    library = emulator.build("conformance.cu", right, wrong)
+    library = emulator.build("conformance_cluster.cu", right, wrong)
     with pytest.raises((RuntimeError, AssertionError), match=report):
         for seed in range(10):
-            check_cluster(functools.partial(emulator.conform, library), seed)
+            for check in (check_cluster, check_exchange):
+                check(functools.partial(emulator.conform, library), seed)
 
 
 @pytest.mark.skipif(not emulator.NVCC.exists(), reason="nvcc is not installed")

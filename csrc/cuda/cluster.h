@@ -46,6 +46,60 @@ __device__ inline void mbarrier_arrive_in(int block, Mbarrier& at,
 #endif
 }
 
+// The same, but what this thread wrote, and what it was told by others of its block, is passed on
+// to who waits with mbarrier_wait_in_cluster.
+__device__ inline void mbarrier_release_in(int block, Mbarrier& at,
+                                           [[maybe_unused]] Here here = Here::current()) {
+#ifdef __CUDACC__
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(
+          shared_address(&at)),
+      "r"(block)
+      : "memory");
+#else
+  emulator::mbarrier_arrive_in(block, &at, here);
+#endif
+}
+
+// As mbarrier_wait, for what threads of other blocks wrote before they arrived.
+__device__ inline void mbarrier_wait_in_cluster(Mbarrier& at, int parity,
+                                                [[maybe_unused]] Here here = Here::current()) {
+#ifdef __CUDACC__
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(&at)),
+      "r"(parity)
+      : "memory");
+#else
+  emulator::mbarrier_wait(&at, parity, here);
+#endif
+}
+
+// Two floats that stand at the same place in this block of the cluster.
+struct alignas(8) Floats2 {
+  float first, second;
+};
+__device__ inline Floats2 read_in(int block, const Floats2& at,
+                                  [[maybe_unused]] Here here = Here::current()) {
+  Floats2 value;
+#ifdef __CUDACC__
+  asm volatile(
+      "{\n.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %2, %3;\n"
+      "ld.shared::cluster.v2.f32 {%0, %1}, [there];\n}"
+      : "=f"(value.first), "=f"(value.second)
+      : "r"(shared_address(&at)), "r"(block)
+      : "memory");
+#else
+  emulator::read_in(block, &at, &value, sizeof value, here);
+#endif
+  return value;
+}
+
 // Starts the copy of a box into the same place of every block whose bit of `blocks` is set. In each
 // of them, all bytes of the box count at the barrier that stands where this one does.
 template <int kRank>

@@ -78,6 +78,14 @@ int lane() { return self().lane(); }
 
 int cluster_rank() { return self().block->rank; }
 
+void read_in(int block, const void* at, void* to, size_t bytes, Here here) {
+  pause();
+  check_shared(at, bytes, bytes, here);
+  const unsigned char* const there = peer(block, here).at(at);
+  race::read(there, bytes, here);
+  std::memcpy(to, there, bytes);
+}
+
 std::string where(Here here) {
   const std::string file = here.file_name();
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(here.line());

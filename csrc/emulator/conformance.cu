@@ -1,4 +1,3 @@
-#include "../cuda/cluster.h"
 #include "../cuda/wgmma.h"
 #include "../dispatch.h"
 #include "conformance.h"
@@ -171,42 +170,6 @@ __global__ void __launch_bounds__(256, 1) turns_kernel(int rounds, uint32_t* out
   }
 }
 
-constexpr int kCluster = 4, kRounds = 3;
-
-__global__ void cluster_kernel(const __grid_constant__ TensorMap rows, float* out) {
-  struct Shared {
-    alignas(128) float rows[2][32];
-    Mbarrier full, empty;
-  };
-  auto& shared = shared_memory<Shared>();
-  const int rank = cluster_rank(), next = (rank + 1) % kCluster, lane = threadIdx.x;
-  const int block = blockIdx.x, place = rank % 2;
-  const auto at = [out, lane](int block, int line) -> float& {
-    return out[(block * (2 * kRounds + 1) + line) * 32 + lane];
-  };
-  if (lane == 0) {
-    mbarrier_init(shared.full, 1);
-    mbarrier_init(shared.empty, 2);
-    mbarrier_init_fence();
-  }
-  cluster_barrier();
-  for (int round = 0; round < kRounds; ++round) {
-    if (lane == 0) {
-      mbarrier_wait(shared.empty, round % 2 ^ 1);
-      mbarrier_arrive_expect(shared.full, sizeof shared.rows);
-      tma_multicast(shared.rows[place], rows, shared.full, {0, block * kRounds + round},
-                    1 << rank | 1 << next);
-    }
-    mbarrier_wait(shared.full, round % 2);
-    at(block, 2 * round) = shared.rows[place][lane];
-    at(block, 2 * round + 1) = shared.rows[1 - place][lane];
-    warp_barrier();
-    if (lane < 2) mbarrier_arrive_in((rank + lane * (kCluster - 1)) % kCluster, shared.empty);
-  }
-  cluster_barrier();
-  at(block, 2 * kRounds) = at(block - rank + lane % kCluster, 0);
-}
-
 template <class F>
 void with_shape(int count, bool transpose, const F& f) {
   with_int<1, 2, 4>(count, [&](auto count) {
@@ -272,14 +235,6 @@ void launch_wgmma(const Conformance& p, int n, bool k_major, bool a_through_regi
 void launch_turns(const Conformance& p, int rounds, cudaStream_t stream) {
   launch(turns_kernel, dim3(1), dim3(256), sizeof(uint32_t), stream, rounds,
          static_cast<uint32_t*>(p.out));
-}
-
-void launch_cluster(const Conformance& p, int clusters, cudaStream_t stream) {
-  const int blocks = clusters * kCluster;
-  const auto rows = tensor_map<float, 2>(static_cast<const float*>(p.a), {32, blocks * kRounds},
-                                         {32}, {32, 1}, Swizzle::kNone);
-  launch_clusters(cluster_kernel, kCluster, dim3(blocks), dim3(32), 512, stream, rows,
-                  static_cast<float*>(p.out));
 }
 
 }  // namespace shiftmlp

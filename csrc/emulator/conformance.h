@@ -45,4 +45,8 @@ void launch_turns(const Conformance& p, int rounds, cudaStream_t stream);
 // cluster's blocks.
 void launch_cluster(const Conformance& p, int clusters, cudaStream_t stream);
 
+// Clusters of 4 blocks, each with 3 rows of pairs of floats a[block][3][32][2]. out[block],
+// likewise: the sums of these rows over the cluster, each block's read in its shared memory.
+void launch_exchange(const Conformance& p, int clusters, cudaStream_t stream);
+
 }  // namespace shiftmlp

@@ -201,4 +201,8 @@ const char* conform_cluster(uint64_t seed, const shiftmlp::Conformance& p, int c
   return run(seed, [&] { shiftmlp::launch_cluster(p, clusters, nullptr); });
 }
 
+const char* conform_exchange(uint64_t seed, const shiftmlp::Conformance& p, int clusters) {
+  return run(seed, [&] { shiftmlp::launch_exchange(p, clusters, nullptr); });
+}
+
 }  // extern "C"

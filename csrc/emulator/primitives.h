@@ -33,6 +33,8 @@ void barrier(int id, int threads, bool wait, Here here);
 void warp_barrier(Here here);
 void cluster_barrier(Here here);
 int cluster_rank();  // of the running block
+// Copies what stands at this place in another block of the cluster.
+void read_in(int block, const void* at, void* to, size_t bytes, Here here);
 
 // Replaces the value by that of lane `source`, modulo 32.
 void shuffle(void* value, size_t bytes, int source, Here here);
