@@ -102,3 +102,40 @@ def token_mlp(
     emulator.run(library.token_mlp_sm90, seed, y, ctypes.byref(params))
     assert emulator.fence_stands(workspace), f"seed {seed}: written outside of the workspace"
     return y
+
+
+class TokenMlpBackward(TokenMlp):
+    _fields_ = [
+        *(("dy", Rows), ("normed", Rows)),
+        *((name, ctypes.c_void_p) for name in ("hidden", "dhidden", "dx")),
+        *((name, ctypes.c_void_p) for name in ("dnorm_weight", "dnorm_bias", "db1")),
+    ]
+
+
+def token_mlp_backward(
+    library, seed, dy, x, norm, norm_weight, norm_bias, w1, b1, w2, activation, scale, stats, normed
+) -> dict[str, Tensor]:  # fmt: skip
+    """Its results by name, of which the last three are summed over their parts."""
+    (B, S, C), T, D = x.shape, len(w2), len(w1)
+    parts = -(-C // 64) * 4 * B
+    shapes = {"hidden": (B, D, C), "dhidden": (B, D, C), "dx": (B, S, C)}
+    sums = {"db1": (parts, D)}
+    sums |= {} if norm == "none" else {"dnorm_weight": (B, C), "dnorm_bias": (B, C)}
+    made = {name: fenced(x.new_full(shape, float("nan"))) for name, shape in shapes.items()}
+    made |= {name: fenced(torch.full(shape, float("nan"))) for name, shape in sums.items()}
+    mean, rstd = [t.data_ptr() for t in stats or ()] or (None, None)
+    params = TokenMlpBackward(
+        DTYPES.index(x.dtype), Rows(x), mean, rstd, Vector(norm_weight), Vector(norm_bias),
+        Vector(scale), Rows(None), None, B, S, T, C,
+        w1.data_ptr(), w1.stride(0), Vector(b1), w2.data_ptr(), w2.stride(0), Vector(None),
+        ACTIVATIONS.index(activation), D, None, Rows(dy), Rows(normed),
+        **{name: t.data_ptr() for name, t in made.items()},
+    )  # fmt: skip
+    library.token_mlp_workspace_bytes.restype = ctypes.c_int64
+    size = library.token_mlp_workspace_bytes(ctypes.byref(params))
+    workspace = fenced(torch.full((size // 4,), float("nan")))
+    params.workspace = workspace.data_ptr()
+    emulator.call(library.token_mlp_backward_sm90, seed, ctypes.byref(params))
+    for name, t in {**made, "workspace": workspace}.items():
+        assert emulator.fence_stands(t), f"seed {seed}: written outside of {name}"
+    return {name: made[name].sum(0) if name in sums else made[name] for name in made}

@@ -25,6 +25,22 @@ using emulator::Here;
 
 constexpr size_t kSharedByDefault = 48 << 10;  // more must be asked for
 
+#ifdef __CUDACC__
+template <class... Params>
+cudaLaunchConfig_t launch_config(void (*kernel)(Params...), int cluster, dim3 grid, dim3 block,
+                                 size_t shared_bytes, cudaLaunchAttribute& size) {
+  if (shared_bytes > kSharedByDefault) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  }
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &size, config.numAttrs = cluster > 1;
+  return config;
+}
+#endif
+
 // Starts kernel(args...) with so many bytes of dynamic shared memory for a block; so many
 // neighbouring blocks of a row of the grid, which is made of whole ones, are a cluster.
 template <class... Params, class... Args>
@@ -32,15 +48,9 @@ void launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid, dim3 blo
                      size_t shared_bytes, [[maybe_unused]] cudaStream_t stream,
                      const Args&... args) {
 #ifdef __CUDACC__
-  if (shared_bytes > kSharedByDefault) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  }
   cudaLaunchAttribute size{};
-  size.id = cudaLaunchAttributeClusterDimension;
-  size.val.clusterDim = {unsigned(cluster), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream, config.attrs = &size, config.numAttrs = cluster > 1;
+  auto config = launch_config(kernel, cluster, grid, block, shared_bytes, size);
+  config.stream = stream;
   cudaLaunchKernelEx(&config, kernel, args...);
 #else
   const auto call = [&] { kernel(args...); };
@@ -49,6 +59,22 @@ void launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid, dim3 blo
       [](const void* call_it) { (*static_cast<decltype(&call)>(call_it))(); }, &call);
 #endif
 }
+
+// How many clusters of such blocks run at the same time: none straddles two parts of the device.
+template <class... Params>
+int active_clusters([[maybe_unused]] void (*kernel)(Params...), int cluster,
+                    [[maybe_unused]] dim3 block, [[maybe_unused]] size_t shared_bytes) {
+#ifdef __CUDACC__
+  cudaLaunchAttribute size{};
+  int count = 0;
+  const auto config = launch_config(kernel, cluster, dim3(cluster), block, shared_bytes, size);
+  cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+#else
+  const int count = emulator::kMultiprocessors / cluster;
+#endif
+  return count > 1 ? count : 1;
+}
+
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, const Args&... args) {

@@ -230,9 +230,7 @@ size_t shared_bytes(const TokenMlpSm90Params& p) {
 
 template <class T, int kDepth, int kTokens>
 void launch_for(const TokenMlpSm90Params& p, cudaStream_t stream) {
-  OfRow* const hidden = hidden_rows(p);
-  launch(pack_w1_kernel<T>, dim3((p.D + kPackRows - 1) / kPackRows), dim3(kPackRows * 8),
-         sizeof(T[kPackRows][256 + 2]), stream, p, hidden);
+  launch_pack_w1(p, stream);
   const int cluster = grid_of_tiles(p, kTokens).x > 1 ? 2 : 1;
   const auto map_of = [&](const void* w, int64_t stride, int32_t rows, int lines) {
     return tensor_map<T, 2>(static_cast<const T*>(w), {p.D, rows}, {stride},
@@ -243,7 +241,7 @@ void launch_for(const TokenMlpSm90Params& p, cudaStream_t stream) {
   launch_clusters(token_mlp_sm90_kernel<T, kDepth, kTokens>, cluster,
                   grid_of_tiles(p, kTokens, cluster), dim3(kThreads),
                   shared_bytes<T, kDepth, kTokens>(p), stream, maps, p,
-                  static_cast<const OfRow*>(hidden), cluster);
+                  static_cast<const OfRow*>(hidden_rows(p)), cluster);
 }
 
 template <int kValue>
@@ -279,6 +277,15 @@ bool fits_sm90(const TokenMlpSm90Params& p) {
     fits = shared_bytes<T, decltype(depth)::value, decltype(tokens)::value>(p) <= kSharedLimit;
   });
   return fits;
+}
+
+void launch_pack_w1(const TokenMlpSm90Params& p, cudaStream_t stream) {
+  const auto launch_for = [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch(pack_w1_kernel<T>, dim3((p.D + kPackRows - 1) / kPackRows), dim3(kPackRows * 8),
+           sizeof(T[kPackRows][256 + 2]), stream, p, hidden_rows(p));
+  };
+  p.dtype == DType::kFloat16 ? launch_for(Type<__half>{}) : launch_for(Type<__nv_bfloat16>{});
 }
 
 void launch_token_mlp_sm90(const TokenMlpSm90Params& p, cudaStream_t stream) {

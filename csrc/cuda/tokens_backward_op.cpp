@@ -1,6 +1,7 @@
 // The gradients of token_linear, token_mlp and token_gate. The forward keeps nothing: the hidden,
 // and where its factor's gradient is wanted the result, are computed once more.
 #include "tokens.h"
+#include "tokens_sm90.h"
 
 namespace shiftmlp {
 namespace {
@@ -24,6 +25,57 @@ struct Mixture {
   Images factor;
 };
 
+// What token_mlp's backward on sm_90a leaves for the gradients of the weights.
+struct Inside {
+  Images hidden, dhidden;
+};
+
+// dx, the norm's gradients and b1's, where that kernel takes the tensors.
+std::optional<Inside> launch_inside(Call& call, const Mixture& mix, const Wanted& wanted,
+                                    const NormParams& norm, const Normed& in, cudaStream_t stream) {
+  const Images &x = mix.x, &dy = mix.dy;
+  if (mix.layers.size() < 2 || in.norm.mean || in.norm.weight.data || in.norm.bias.data) return {};
+  const TokenLayer &first = mix.layers[0], &last = mix.layers[1];
+  const Rows &w1 = first.w.rows, &w2 = last.w.rows;
+  TokenMlpBackwardSm90Params p{};
+  p.dtype = call.dtype(), p.x = x.rows, p.mean = norm.mean, p.rstd = norm.rstd;
+  p.norm_weight = norm.weight, p.norm_bias = norm.bias, p.scale = mix.scale;
+  p.B = x.images, p.S = x.count, p.T = dy.count, p.C = x.columns, p.D = first.w.count;
+  p.w1 = w1.data, p.w1_stride = w1.stride, p.b1 = first.bias;
+  p.w2 = w2.data, p.w2_stride = w2.stride, p.activation = first.activation;
+  p.dy = dy.rows, p.normed = in.rows.rows;
+  const auto memory_for = [&](int32_t rows) {
+    return call.empty({x.images, rows, x.columns}, call.dtype());
+  };
+  const Tensor dx = wanted.x ? *wanted.x : memory_for(x.count);
+  check_shape(dx, {x.images, x.count, x.columns}, "the gradient of x");
+  const Result to = call.result(dx, "the gradient of x");
+  p.dx = to.data;
+  if (to.dtype != call.dtype() || !fits_sm90(p)) return {};
+
+  const Tensor hidden = memory_for(p.D), dhidden = memory_for(p.D);
+  p.hidden = hidden.mutable_data_ptr(), p.dhidden = dhidden.mutable_data_ptr();
+  p.workspace = call.floats(ceil_div(workspace_bytes(p), sizeof(float)));
+  const auto parts_for = [&](const OptionalTensor& gradient, int32_t parts, int32_t columns) {
+    const int64_t of_image = int64_t{parts} * columns;
+    float* const memory = gradient ? call.floats(p.B * of_image) : nullptr;
+    return Images{{memory, of_image, columns}, DType::kFloat32, p.B, parts, columns};
+  };
+  const auto data_of = [](const Images& parts) {
+    return static_cast<float*>(const_cast<void*>(parts.rows.data));
+  };
+  const Images weight = parts_for(wanted.norm_weight, 1, p.C),
+               bias = parts_for(wanted.norm_bias, 1, p.C),
+               b1 = parts_for(wanted.layers[0].b, parts_of_b1(p.C), p.D);
+  p.dnorm_weight = data_of(weight), p.dnorm_bias = data_of(bias), p.db1 = data_of(b1);
+  launch_token_mlp_backward_sm90(p, stream);
+  launch_sum_over_rows(call, weight, {}, wanted.norm_weight, stream);
+  launch_sum_over_rows(call, bias, {}, wanted.norm_bias, stream);
+  launch_sum_over_rows(call, b1, {}, wanted.layers[0].b, stream);
+  return Inside{call.images(hidden, "the hidden"),
+                call.images(dhidden, "the gradient of the hidden")};
+}
+
 void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaStream_t stream) {
   const Images &dy = mix.dy, &x = mix.x;
   const TokenLayer &first = mix.layers.front(), &last = mix.layers.back();
@@ -40,8 +92,12 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   const Normed in = launch_norm_of(
       call, x, norm, mix.norm_args.eps, true, stream,
       [&](const Operand& dense) { return first.product(call, x, dense, like_inside); });
+  const std::optional<Inside> fused =
+      needs_normed ? launch_inside(call, mix, wanted, norm, in, stream) : std::nullopt;
   Images inner{}, hidden{};  // of the first layer, before the activation and after it
-  if (two && (needs_hidden || of_last.w || wanted.scale)) {
+  if (fused) {
+    hidden = fused->hidden;
+  } else if (two && (needs_hidden || of_last.w || wanted.scale)) {
     const Tensor before = call.empty(inside, call.dtype()),
                  after = call.empty(inside, call.dtype());
     Result to = call.result(after);
@@ -81,19 +137,23 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
     multiply(last.backward(call, dy, dsums, to), stream);
   };
   Images dhidden{};
-  if (needs_hidden) {
+  if (fused) {
+    dhidden = fused->dhidden;
+  } else if (needs_hidden) {
     const Tensor gradient = call.empty(inside, call.dtype());
     Result to = call.result(gradient);
     to.activation = first.activation, to.slope_of = inner.rows;
     backward_of_last(to);
     dhidden = call.images(gradient, "the gradient of the hidden");
+  }
+  if (needs_hidden) {
     const Operand dinner = operand_of(dhidden, false);
     launch_sum_of_products(call, first.gradient(call, dhidden, dinner, in.operand(false)),
                            of_first.w, stream);
-    launch_sum_over_columns(call, dhidden, {}, {}, of_first.b, stream);
+    if (!fused) launch_sum_over_columns(call, dhidden, {}, {}, of_first.b, stream);
   }
 
-  if (!needs_normed) return;
+  if (!needs_normed || fused) return;
   const Tensor dnormed = normed ? call.empty(like_x, call.dtype()) : *wanted.x;
   check_shape(dnormed, like_x, "the gradient of x");
   const Result to = call.result(dnormed, "the gradient of x");

@@ -41,12 +41,31 @@ struct TokenMlpSm90Params : TokensSm90 {
 };
 int64_t workspace_bytes(const TokenMlpSm90Params& p);
 
+// Packs w1, and what belongs to its rows, into the workspace.
+void launch_pack_w1(const TokenMlpSm90Params& p, cudaStream_t stream);
+
+// The gradients of what the same compute, whose y and residual are not looked at.
+struct TokenMlpBackwardSm90Params : TokenMlpSm90Params {
+  Rows dy;                 // (B, T, C)
+  Rows normed;             // (B, S, C): norm(x)
+  void *hidden, *dhidden;  // (B, D, C), contiguous: what w2 multiplies; the gradient before it
+  void* dx;                // (B, S, C), contiguous
+  // Parts that are to be summed over their rows, or null.
+  float *dnorm_weight, *dnorm_bias;  // (B, C)
+  float* db1;                        // (B * parts_of_b1(C), D)
+};
+__host__ __device__ inline int32_t parts_of_b1(int32_t C) { return (C + 63) / 64 * 4; }
+
 // Whether the current device and these tensors allow it. The rest is the portable path's.
 bool fits_sm90(const TokenLinearSm90Params& p);
 bool fits_sm90(const TokenMlpSm90Params& p);
+bool fits_sm90(const TokenMlpBackwardSm90Params& p);
 
 // Sums are in float32. Rounded are the normalised x, the hidden activations, and y.
 void launch_token_linear_sm90(const TokenLinearSm90Params& p, cudaStream_t stream);
 void launch_token_mlp_sm90(const TokenMlpSm90Params& p, cudaStream_t stream);
+
+// Rounded are the hidden, its gradient, and dx.
+void launch_token_mlp_backward_sm90(const TokenMlpBackwardSm90Params& p, cudaStream_t stream);
 
 }  // namespace shiftmlp

@@ -157,6 +157,13 @@ const char* token_mlp_sm90(uint64_t seed, const shiftmlp::TokenMlpSm90Params& p)
   });
 }
 
+const char* token_mlp_backward_sm90(uint64_t seed, const shiftmlp::TokenMlpBackwardSm90Params& p) {
+  return run(seed, [&] {
+    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
+    shiftmlp::launch_token_mlp_backward_sm90(p, nullptr);
+  });
+}
+
 const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
                            shiftmlp::DType dtype) {
   return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });
