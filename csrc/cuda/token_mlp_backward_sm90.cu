@@ -65,10 +65,6 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
   Line<T>(&normed)[kDepth] = shared.normed[group], (&dy)[kDepth] = shared.dy[group];
   Line<T>(&lines)[kChunk] = shared.staged[group].lines;
   Events& events = shared.events[group];
-  const auto scale_of = [&](int channel) {
-    return channel < p.C ? read(p.scale, channel, 1.0f) : 0.0f;
-  };
-  const float scale[2] = {scale_of(c + channel_of(0)), scale_of(c + channel_of(1))};
   const auto arrive = [&](Mbarrier& at) {
     if (thread % 32 == 0) mbarrier_arrive(at);
   };
@@ -90,6 +86,10 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
 
   int box = 0;  // of w1, of the next chunk
   for_each_image(p, cluster, [&](int b, int turn) {
+    const auto scale_of = [&](int channel) {
+      return channel < p.C ? read(p.scale, channel, 1.0f) : 0.0f;
+    };
+    const float scale[2] = {scale_of(c + channel_of(0)), scale_of(c + channel_of(1))};
     // Set to zero, or else those of the image before would be kept until here.
     float sums[kChunk / 2] = {}, dsums[kChunk / 2] = {}, dnormed[kTokens / 2] = {};
     uint32_t hidden[kChunk / 16][4], dhidden[kChunk / 16][4];
