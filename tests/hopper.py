@@ -1,58 +1,9 @@
 """Calls of the kernels of csrc/cuda/*_sm90.cu, in the emulator."""
 
-import ctypes
-
 import emulator
 import torch
-from emulator import DTYPES, fenced
+from emulator import fenced
 from torch import Tensor
-
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")  # as in csrc/activation.h
-
-
-class Rows(ctypes.Structure):
-    """As in csrc/cuda/product.h: (images, rows, columns), columns dense."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("stride_b", ctypes.c_int64), ("stride", ctypes.c_int64)]
-
-    def __init__(self, t: Tensor | None):
-        super().__init__(*((None, 0, 0) if t is None else (t.data_ptr(), *t.stride()[:2])))
-
-
-class Vector(ctypes.Structure):
-    """As in csrc/cuda/product.h."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32)]
-
-    def __init__(self, t: Tensor | None):
-        super().__init__(*((None, 0) if t is None else (t.data_ptr(), DTYPES.index(t.dtype))))
-
-
-class Tokens(ctypes.Structure):
-    """As in csrc/cuda/tokens_sm90.h."""
-
-    _fields_ = [
-        ("dtype", ctypes.c_int32),
-        ("x", Rows),
-        *((name, ctypes.c_void_p) for name in ("mean", "rstd")),
-        *((name, Vector) for name in ("norm_weight", "norm_bias", "scale")),
-        ("residual", Rows),
-        ("y", ctypes.c_void_p),
-        ("B", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("S", "T", "C")),
-    ]
-
-
-class TokenLinear(Tokens):
-    _fields_ = [("weight", ctypes.c_void_p), ("weight_stride", ctypes.c_int64), ("bias", Vector)]
-
-
-class TokenMlp(Tokens):
-    _fields_ = [
-        *(("w1", ctypes.c_void_p), ("w1_stride", ctypes.c_int64), ("b1", Vector)),
-        *(("w2", ctypes.c_void_p), ("w2_stride", ctypes.c_int64), ("b2", Vector)),
-        *(("activation", ctypes.c_int32), ("D", ctypes.c_int32), ("workspace", ctypes.c_void_p)),
-    ]
 
 
 def moments(x: Tensor, eps: float) -> list[Tensor]:
@@ -61,14 +12,15 @@ def moments(x: Tensor, eps: float) -> list[Tensor]:
     return [fenced(t.float()) for t in (x.double().mean(-1), 1 / deviation)]
 
 
-def tokens(x, norm_weight, norm_bias, scale, residual, stats, weight) -> tuple:
-    """The fields of Tokens, and y. Nothing is kept alive for their pointers but y."""
-    (B, S, C), T = x.shape, len(weight)
-    y = fenced(x.new_full((B, T, C), float("nan")))
-    mean, rstd = [t.data_ptr() for t in stats or ()] or (None, None)
-    vectors = map(Vector, (norm_weight, norm_bias, scale))
-    first = DTYPES.index(x.dtype), Rows(x), mean, rstd, *vectors
-    return (*first, Rows(residual), y.data_ptr(), B, S, T, C), y
+def tokens(library, x, norm_weight, norm_bias, scale, residual, stats, weight) -> tuple:
+    """What both kernels are given, and y. Nothing is kept alive for it but y."""
+    y = fenced(x.new_full((len(x), len(weight), x.shape[2]), float("nan")))
+    mean, rstd = stats or (None, None)
+    given = library.Tokens(
+        x=x, mean=mean, rstd=rstd, norm_weight=norm_weight, norm_bias=norm_bias, scale=scale,
+        residual=residual, y=y,
+    )  # fmt: skip
+    return given, y
 
 
 def token_linear(
@@ -77,9 +29,8 @@ def token_linear(
     """The kernel's result; ``stats`` in the place of LayerNorm's mean and 1 / deviation."""
     if norm == "layer_norm" and stats is None:
         stats = moments(x, eps)
-    first, y = tokens(x, norm_weight, norm_bias, scale, residual, stats, weight)
-    params = TokenLinear(*first, weight.data_ptr(), weight.stride(0), Vector(bias))
-    emulator.run(library.token_linear_sm90, seed, y, ctypes.byref(params))
+    given, y = tokens(library, x, norm_weight, norm_bias, scale, residual, stats, weight)
+    emulator.run(library.token_linear_sm90, seed, y, given, weight, bias)
     return y
 
 
@@ -90,15 +41,9 @@ def token_mlp(
     """The same of two linears."""
     if norm == "layer_norm" and stats is None:
         stats = moments(x, eps)
-    first, y = tokens(x, norm_weight, norm_bias, scale, residual, stats, w2)
-    params = TokenMlp(
-        *first, w1.data_ptr(), w1.stride(0), Vector(b1), w2.data_ptr(), w2.stride(0), Vector(b2),
-        ACTIVATIONS.index(activation), len(w1),
-    )  # fmt: skip
-    library.token_mlp_workspace_bytes.restype = ctypes.c_int64
-    size = library.token_mlp_workspace_bytes(ctypes.byref(params))
+    given, y = tokens(library, x, norm_weight, norm_bias, scale, residual, stats, w2)
+    size = library.token_mlp_workspace_bytes(given, w1)
     workspace = fenced(torch.full((size // 4,), float("nan")))
-    params.workspace = workspace.data_ptr()
-    emulator.run(library.token_mlp_sm90, seed, y, ctypes.byref(params))
+    emulator.run(library.token_mlp_sm90, seed, y, given, w1, b1, w2, b2, activation, workspace)
     assert emulator.fence_stands(workspace), f"seed {seed}: written outside of the workspace"
     return y
