@@ -1,6 +1,10 @@
-"""How each library is compiled and linked, as a build.ninja. Used by setup.py alone."""
+"""How each library is compiled and linked, as a build.ninja. Used by setup.py, and by the tests,
+which compile the emulator with bugs planted in the kernels."""
 
+import functools
+import hashlib
 import os
+import re
 import shlex
 import shutil
 import sysconfig
@@ -13,17 +17,26 @@ ARCHS = env("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 HOMES = [home for home in (env("CUDA_HOME"), "/usr/local/cuda") if home]
 CUDA_HOME = next((home for home in HOMES if shutil.which(f"{home}/bin/nvcc")), None)
 TORCH = Path(util.find_spec("torch").origin).parent if util.find_spec("torch") else None
-SOURCES = {"_host": ["host/*.cpp"], "_C_cpu": ["cpu/*.cpp"], "_C_cuda": ["cuda/*.cu", "cuda/*.cpp"]}
+CXXFLAGS = shlex.split(env("CXXFLAGS") or "")
+LDFLAGS = shlex.split(env("LDFLAGS") or "")
+CSRC = Path(__file__).parent
+SOURCES = {
+    "_host": ["host/*.cpp"],
+    "_C_cpu": ["cpu/*.cpp"],
+    "_C_cuda": ["cuda/*.cu", "cuda/*.cpp"],
+    "_emulator": ["emulator/*.cpp", "emulator/*.cu", "cuda/*.cu"],
+}
 
 
 def compilers(name: str) -> dict[str, list[str]]:
     """The command for each suffix of source. No -std: defaults suit every torch from 2.10 on."""
+    if name == "_emulator":
+        cpp = [*CXX, "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        cpp += ["-Wno-unknown-pragmas", "-Icsrc/emulator/nvidia", *pybind(), *CXXFLAGS]
+        return {".cpp": cpp, ".cu": [*cpp, "-x", "c++"]}
     cpp = [*CXX, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     if name == "_host":
-        import pybind11
-
-        cpp += [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
-        cpp += [f'-DSHIFTMLP_TORCH="{metadata.version("torch") if TORCH else ""}"']
+        cpp += [*pybind(), f'-DSHIFTMLP_TORCH="{metadata.version("torch") if TORCH else ""}"']
     else:
         # Newer functions of the stable ABI stay hidden: one build serves torch 2.10 and later.
         cpp += [f"-isystem{TORCH}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -36,7 +49,13 @@ def compilers(name: str) -> dict[str, list[str]]:
         "-O3",
         "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
     ]
-    return {".cpp": cpp + shlex.split(env("CXXFLAGS") or ""), ".cu": cu}
+    return {".cpp": cpp + CXXFLAGS, ".cu": cu}
+
+
+def pybind() -> list[str]:
+    import pybind11
+
+    return [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
 
 
 def gencode(source: str) -> list[str]:
@@ -53,7 +72,7 @@ def gencode(source: str) -> list[str]:
 
 
 def libraries(name: str) -> list[str]:
-    if name == "_host":
+    if name in ("_host", "_emulator"):
         return []
     # libtorch.so is kept for the libraries that it needs in turn: weak symbols are found there.
     flags = ["-Wl,--no-as-needed", f"-L{TORCH}/lib", "-ltorch", "-ltorch_cpu"]
@@ -62,19 +81,48 @@ def libraries(name: str) -> list[str]:
     return flags
 
 
+@functools.cache
+def files_of(source: Path) -> list[Path]:
+    """With all of our headers that it includes."""
+    files = [source]
+    for file in files:
+        for name in re.findall(r'#include ["<](.*)[">]', file.read_text()):
+            for folder in (file.parent, CSRC / "emulator/nvidia"):
+                header = (folder / name).resolve()
+                if header.is_file() and header not in files:
+                    files.append(header)
+    return files
+
+
+def kept_as(command: list[str], source: Path) -> str:
+    """A name for the object that tells of all that it is made of, so that it serves every library
+    that the emulator is linked into: the module, and those with a bug in another object."""
+    words = [word for word in command if not word.startswith("-isystem")]
+    words += [source.name, sysconfig.get_config_var("SOABI")]
+    made_of = "\0".join([*words, *(file.read_text() for file in files_of(source))])
+    return hashlib.sha256(made_of.encode()).hexdigest()[:20] + ".o"
+
+
 def build_ninja(targets: dict[str, str], folder: Path) -> str:
-    """Makes every library, given as {name: target}, with its objects below ``folder``."""
+    """Makes every library, given as {name: target}, with its objects below ``folder``; those of the
+    emulator below build/emulator, where what is there needs not be made again."""
     lines = [f"builddir = {folder}", "rule run", "  command = $command", "  depfile = $made_from"]
     for name, target in targets.items():
         objects = []
-        for pattern in SOURCES[name]:
-            for source in sorted(Path("csrc").glob(pattern)):
+        for source in (s for pattern in SOURCES[name] for s in sorted(Path("csrc").glob(pattern))):
+            command = [*compilers(name)[source.suffix], "-c"]
+            if name == "_emulator":
+                out = f"build/emulator/{kept_as(command, source)}"
+                if not Path(out).exists():  # which no command that was killed may leave half made
+                    whole = ["sh", "-c", '"$@" -o "$0.part" && mv "$0.part" "$0"', out]
+                    lines += _edge(out, [source], [*whole, *command, str(source)])
+            else:
                 out = f"{folder}/{name}/{source.name}.o"
-                command = [*compilers(name)[source.suffix], "-MMD", "-MF", f"{out}.d", "-c"]
                 command += gencode(source.name) if source.suffix == ".cu" else []
-                lines += _edge(out, [source], [*command, str(source), "-o", out], f"{out}.d")
-                objects.append(out)
-        link = [*CXX, "-shared", *shlex.split(env("LDFLAGS") or ""), *objects, *libraries(name)]
+                command += ["-MMD", "-MF", f"{out}.d", str(source), "-o", out]
+                lines += _edge(out, [source], command, f"{out}.d")
+            objects.append(out)
+        link = [*CXX, "-shared", *LDFLAGS, *objects, *libraries(name)]
         lines += _edge(target, objects, [*link, "-o", target])
     return "\n".join(lines) + "\n"
 

@@ -7,8 +7,8 @@ another order. Tests that walk the backends walk it too, where the emulator can 
 takes 10 to 100 ms, so that what those tests may cost is decided here, by DRAWS and `some`.
 """
 
-import ctypes
 import functools
+from types import ModuleType
 from unittest import mock
 
 import emulator
@@ -31,11 +31,11 @@ def some(subsets: list) -> list:
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
+def library() -> ModuleType:
     """Serves the ops of ``torch.ops.shiftmlp_cuda`` on the CPU once it is loaded."""
     path = emulator.build_ops(schemas=_native.why_not("cuda") is not None)
     torch.ops.load_library(path)
-    return ctypes.CDLL(str(path))
+    return emulator.load(path)
 
 
 def not_on_cpu(backend: str, name: str, device: torch.device) -> str | None:
@@ -47,7 +47,7 @@ def attach(op: Op, backend: str) -> None:
 
     def emulate(*inputs):
         seed = torch.randint(2**31, ()).item()
-        library().set_seed(ctypes.c_uint64(seed))
+        library().set_seed(seed)
         library().set_capability(CAPABILITIES[backend])
         try:
             return launch(*inputs)

@@ -1,54 +1,78 @@
-"""Builds csrc/emulator with the CUDA kernels and runs them on tensors in the CPU's memory.
+"""The CUDA kernels in csrc/emulator, run on tensors in the CPU's memory.
 
-Built on demand, object by object, and kept under ``build/emulator`` by content: no installation
-carries a library for tests, and the same few lines build a kernel with a planted bug in it.
+As the build made them, in the module ``shiftmlp._emulator``; or with a bug planted in a kernel, or
+so that races are told: then the same module is linked of the build's objects and of those that are
+compiled here. Whatever is made is kept by content under ``build/emulator``.
 """
 
-import ctypes
-import functools
 import hashlib
+import importlib
+import importlib.util
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import races
 import torch
 from torch import Tensor
 
 CSRC = Path(__file__).parents[1] / "csrc"
-SOURCES = sorted([*CSRC.glob("emulator/*.c*"), *CSRC.glob("cuda/*.cu")])
+sys.path.append(str(CSRC))
+
+import commands  # noqa: E402
+
+ROOT = CSRC.parent
+SOURCES = sorted(path for glob in commands.SOURCES["_emulator"] for path in CSRC.glob(glob))
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
-CACHE = (CSRC.parent / "build/emulator").resolve()  # which copies of the tree may share
-CXX = shlex.split(os.environ.get("CXX") or "g++")
-FLAGS = ["-std=c++20", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
-FLAGS += ["-Icsrc/emulator/nvidia", *shlex.split(os.environ.get("CXXFLAGS", ""))]
+CACHE = (ROOT / "build/emulator").resolve()  # which copies of the tree may share
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as in csrc/dispatch.h
 PLANTED_FLAGS = ["-w", "-O0", "-g0"]  # runs little, so what counts is how soon it is compiled
 INCLUDE = Path(torch.__file__).with_name("include")
-TORCH = [f"-isystem{INCLUDE}", "-fvisibility=hidden", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+TORCH = [f"-isystem{INCLUDE}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 TORCH += ['-DSHIFTMLP_CUDA_ARCHS=""', "-DCUDART_VERSION=0"]  # without USE_CUDA: for the emulator
-LDFLAGS = shlex.split(os.environ.get("LDFLAGS", ""))
 
 
 def missing() -> str | None:
-    """What keeps the emulator from being built here."""
+    """What keeps the emulator from running here."""
     if platform.machine() != "x86_64":
         return "the emulator switches stacks on x86-64 only"
-    return None if shutil.which(CXX[0]) else f"no compiler {CXX[0]}"
+    if not shutil.which(commands.CXX[0]):
+        return f"no compiler {commands.CXX[0]}"
+    built = commands.CXXFLAGS or importlib.util.find_spec("shiftmlp._emulator")
+    return None if built else "_emulator was not built with this package"
 
 
-def build(source="", right="", wrong="", find_races: bool = races.WANTED) -> ctypes.CDLL:
-    """The library; with ``wrong`` in the place of ``right``, which stands once in ``source``.
+def build(source="", right="", wrong="", find_races: bool = races.WANTED) -> ModuleType:
+    """The module; with ``wrong`` in the place of ``right``, which stands once in ``source``.
 
     That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug.
+    CXXFLAGS ask for other objects than the build's.
     """
-    objects = [_compile(path, source, right, wrong, find_races=find_races) for path in SOURCES]
-    return ctypes.CDLL(str(_make(".so", [*CXX, "-shared", *LDFLAGS, *map(str, objects)])))
+    if not source and not find_races and not commands.CXXFLAGS:
+        return _built()
+    return load(_link([_compile(path, source, right, wrong, (), find_races) for path in SOURCES]))
+
+
+def _built() -> ModuleType:
+    module = importlib.import_module("shiftmlp._emulator")
+    made_of = {file for path in SOURCES for file in commands.files_of(path)}
+    newest = max(file.stat().st_mtime for file in made_of)
+    assert Path(module.__file__).stat().st_mtime >= newest, "csrc changed: build _emulator again"
+    return module
+
+
+def load(path: Path) -> ModuleType:
+    """By a name of its own: pybind11 gives a module that it knows by name again."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}._emulator", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def some(bugs: list) -> list:
@@ -59,9 +83,8 @@ def some(bugs: list) -> list:
 
 def holder(source: str, text: str) -> str:
     """The kernel for sm_90a, or that of its own headers, in which the text stands."""
-    files = [CSRC / "cuda" / source]
-    _with_headers(files[0], Path.read_text, files)
-    found = [f.name for f in files if f.stem.endswith("_sm90") and text in f.read_text()]
+    files = [f for f in commands.files_of(CSRC / "cuda" / source) if f.stem.endswith("_sm90")]
+    found = [f.name for f in files if text in f.read_text()]
     assert len(found) == 1, f"{text!r} stands in {found}"
     return found[0]
 
@@ -72,32 +95,31 @@ def build_ops(schemas: bool) -> Path:
     adapters = sorted(CSRC.glob("cuda/*_op.cpp")) + [CSRC / "cuda/library.cpp"] * schemas
     objects = [_compile(path, find_races=races.WANTED) for path in SOURCES]
     objects += [_compile(path, flags=TORCH) for path in adapters]
-    command = [*CXX, "-shared", *LDFLAGS, *map(str, objects), "-Wl,--no-as-needed"]
-    return _make(".so", [*command, f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu"])
+    return _link(objects, "-Wl,--no-as-needed", f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu")
 
 
 def _compile(path: Path, source="", right="", wrong="", flags=(), find_races=False) -> Path:
+    is_planted = bool(source) and any(file.match(source) for file in commands.files_of(path))
+    command = [*commands.compilers("_emulator")[path.suffix], *flags, *PLANTED_FLAGS * is_planted]
+    if find_races and path.suffix == ".cu":
+        compiler = races.clang() or commands.CXX
+        command = [*compiler, *command[len(commands.CXX) :], *races.FLAGS]
+    name = str(path.relative_to(ROOT))
+    if not is_planted:
+        command.append("-c")
+        return _make(commands.kept_as(command, path), [*command, name])
+
     def read(path: Path) -> str:
         text = path.read_text()
-        if not source or not path.match(source):
+        if not path.match(source):
             return text
         assert text.count(right) == 1, f"{right!r} stands {text.count(right)} times in {source}"
         return text.replace(right, wrong)
 
-    files = [path]
-    text = _with_headers(path, read, files) if source.endswith(".h") else read(path)
-    flags = [*FLAGS, *flags]
-    if source and any(file.match(source) for file in files):
-        flags += PLANTED_FLAGS
-    else:
-        text = path.read_text()
-    compile_text = ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
-    line = f'# 1 "{path.relative_to(CSRC)}"\n'
-    compiler = CXX
-    if find_races and path.suffix == ".cu":
-        compiler = races.clang() or CXX
-        flags += races.FLAGS
-    return _make(".o", [*compiler, *flags, *compile_text], line + text + _headers())
+    text = _with_headers(path, read, [path]) if source.endswith(".h") else read(path)
+    command += ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
+    text = f'# 1 "{name}"\n{text}'
+    return _make(commands.kept_as([*command, text], path), command, text)
 
 
 def _with_headers(path: Path, read, files: list[Path]) -> str:
@@ -113,173 +135,72 @@ def _with_headers(path: Path, read, files: list[Path]) -> str:
     return re.sub(r'#include "(.*)"', put, read(path))
 
 
-def build_for_hopper() -> ctypes.CDLL:
-    """The same functions for a GPU of compute capability 9.0; their pointers are the device's.
+def _link(objects: list[Path], *libraries: str) -> Path:
+    command = [*commands.CXX, "-shared", *commands.LDFLAGS, *map(str, objects), *libraries]
+    return _make(hashlib.sha256(" ".join(command).encode()).hexdigest()[:20] + ".so", command)
+
+
+def build_for_hopper() -> ModuleType:
+    """The same functions for a GPU of compute capability 9.0; their tensors are the device's.
 
     No word from the compiler passes: not of spills, not of products that it had to serialize.
     """
     sources = [CSRC / "emulator/library.cpp", *CSRC.glob("emulator/*.cu"), *CSRC.glob("cuda/*.cu")]
     command = [str(NVCC), "-O3", "--threads=2", "-gencode=arch=compute_90a,code=sm_90a", "-shared"]
-    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-Wall,-Wextra", "-x", "cu"]
-    text = "".join(path.read_text() for path in sources) + _headers()
-    return ctypes.CDLL(str(_make(".so", [*command, *map(str, sources)], text)))
+    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
+    command += ["-DUSE_CUDA", f"-Xcompiler={','.join(commands.pybind())}"]
+    names = [commands.kept_as(command, path) for path in sources]
+    name = hashlib.sha256(" ".join(names).encode()).hexdigest()[:20] + ".so"
+    return load(_make(name, [*command, *map(str, sources)]))
 
 
-@functools.cache
-def _headers() -> str:
-    """A comment that changes whenever a header does."""
-    text = b"".join(path.read_bytes() for path in sorted(CSRC.rglob("*.h")))
-    return f"// {hashlib.sha256(text).hexdigest()}\n"
-
-
-def _make(suffix: str, command: list[str], text: str = "") -> Path:
+def _make(name: str, command: list[str], text: str = "") -> Path:
     """What the command makes of the text, out of the cache if it was made before."""
-    name = hashlib.sha256("\0".join([*command, text]).encode()).hexdigest()[:20] + suffix
     if not (CACHE / name).exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             made = Path(folder, name)
             done = subprocess.run(
-                [*command, "-o", made], input=text, text=True, capture_output=True, cwd=CSRC.parent
+                [*command, "-o", made], input=text, text=True, capture_output=True, cwd=ROOT
             )
             assert done.returncode == 0 and not done.stderr, done.stderr
             made.rename(CACHE / name)
     return CACHE / name
 
 
-class Rows(ctypes.Structure):
-    """This and the next four: as in csrc/cuda/product.h."""
-
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("stride_b", ctypes.c_int64),
-        ("stride", ctypes.c_int64),
-    ]
-
-    @classmethod
-    def of(cls, t: Tensor | None):
-        """Of (images, rows, columns), or of (rows, columns), which all images share."""
-        return cls() if t is None else cls(t.data_ptr(), *[0, *t.stride()][-3:-1])
-
-
-class Vector(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("dtype", ctypes.c_int32)]
-
-    @classmethod
-    def of(cls, t: Tensor | None):
-        return cls() if t is None else cls(t.data_ptr(), DTYPES.index(t.dtype))
-
-
-ACTIVATIONS = ("none", "gelu", "gelu_tanh", "relu")  # as in csrc/activation.h
-
-
-class Operand(ctypes.Structure):
-    _fields_ = [
-        ("rows", Rows),
-        ("sums_rows", ctypes.c_bool),
-        ("shift", ctypes.c_void_p),
-        *((name, ctypes.c_int32) for name in "HW"),
-        *((name, ctypes.c_void_p) for name in ("mean", "rstd")),
-        *((name, Vector) for name in ("weight", "bias")),
-        ("factor", Rows),
-    ]
-
-
-class Result(ctypes.Structure):
-    _fields_ = [
-        ("data", ctypes.c_void_p),
-        ("dtype", ctypes.c_int32),
-        *((name, ctypes.c_int64) for name in ("stride_b", "stride")),
-        *((name, Vector) for name in ("row_bias", "column_bias")),
-        ("activation", ctypes.c_int32),
-        ("slope_of", Rows),
-        ("scale", Vector),
-        *((name, Rows) for name in ("factor", "residual")),
-        ("inner", ctypes.c_void_p),
-    ]
-
-
-class Product(ctypes.Structure):
-    _fields_ = [
-        ("dtype", ctypes.c_int32),
-        *((name, Operand) for name in ("columns", "rows")),
-        ("result", Result),
-        ("images", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("M", "N", "K", "splits")),
-    ]
-
-
-class HopperExampleParams(ctypes.Structure):
-    """As in csrc/emulator/hopper_example.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "y")),
-        ("B", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("S", "T", "C")),
-        ("weight_stride", ctypes.c_int64),
-        ("x_through_registers", ctypes.c_bool),
-    ]
-
-
-def product(library, seed: int, params: Product, shifts, y: Tensor) -> None:
-    """Fills the result that ``params`` tells of, in y; ``shifts``: of the columns and the rows."""
-    run(library.product, seed, y, params, *map(spec_of, shifts))
-
-
-def product_sm90(library, seed: int, params: Product, shift, moves, grid, y: Tensor) -> None:
-    """The same by the kernel of sm_90a; ``shift``: of the rows, ``moves``: of the result."""
-    run(library.product_sm90, seed, y, params, spec_of(shift), spec_of(moves), *grid)
-
-
-def spec_of(shift) -> bytes | None:
-    return None if shift is None else shift.spec.encode()
+def spec_of(shift) -> str | None:
+    return None if shift is None else shift.spec
 
 
 def spatial_shift(library, seed: int, x, shift, backward: bool = False) -> Tensor:
     """The shift of a contiguous map, or the adjoint of one with the border "keep"."""
     y = fenced(torch.full_like(x, float("nan")))
-    sizes = (ctypes.c_int32 * 5)(*x.shape, x.element_size())
-    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, y)]
-    dtype = DTYPES.index(x.dtype)
-    run(library.spatial_shift, seed, y, *pointers, sizes, shift.spec.encode(), backward, dtype)
+    run(library.spatial_shift, seed, y, x, y, shift.spec, backward)
     return y
 
 
 def hopper_example(library, seed: int, x, weight, x_through_registers: bool) -> Tensor:
     """weight @ x of every image, by TMA and wgmma."""
-    (B, S, C), T = x.shape, weight.shape[0]
-    y = fenced(x.new_full((B, T, C), float("nan")))
-    pointers = [t.data_ptr() for t in (x, weight, y)]
-    params = HopperExampleParams(*pointers, B, S, T, C, weight.stride(0), x_through_registers)
-    run(library.hopper_example, seed, y, ctypes.byref(params), DTYPES.index(y.dtype))
+    y = fenced(x.new_full((len(x), len(weight), x.shape[2]), float("nan")))
+    run(library.hopper_example, seed, y, x, weight, y, x_through_registers)
     return y
 
 
 def conform(library, primitive: str, out: Tensor, a=None, b=None, *args, seed: int = 0) -> Tensor:
     """``out``, filled by the kernel of csrc/emulator/conformance.h that tries the primitive."""
-    pointers = [None if t is None else t.data_ptr() for t in (a, b, out)]
-    tensors = (ctypes.c_void_p * 3)(*pointers)
-    call(getattr(library, f"conform_{primitive}"), seed, tensors, *args)
+    getattr(library, primitive)(seed, a, b, out, *args)
     return out
 
 
-def call(kernel, seed: int, *args) -> None:
-    """RuntimeError with the emulator's message if the run failed."""
-    kernel.restype = ctypes.c_char_p
-    message = kernel(ctypes.c_uint64(seed), *args)
-    if message:
-        raise RuntimeError(f"seed {seed}: {message.decode()}")
-
-
 def run(kernel, seed: int, y: Tensor, *args) -> None:
-    """The same of a kernel that writes y, which ``fenced`` made."""
-    call(kernel, seed, *args)
+    """Calls a kernel that writes y, which ``fenced`` made."""
+    kernel(seed, *args)
     assert fence_stands(y), f"seed {seed}: written outside of y"
 
 
 # Elements, more than any access misses by, planted bugs included. AddressSanitizer has a fence of
 # its own around memory, which sees reads whose value has no effect.
-FENCE = 0 if "-fsanitize=address" in os.environ.get("CXXFLAGS", "") else 1 << 14
+FENCE = 0 if "-fsanitize=address" in " ".join(commands.CXXFLAGS) else 1 << 14
 
 
 def fenced(t: Tensor, shift: int = 0) -> Tensor:

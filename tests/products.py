@@ -1,11 +1,11 @@
 """Products of every layout with every option, what they mean, and the kernel's result."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import emulator
 import tf32
 import torch
-from emulator import Operand, Product, Result, Rows, Vector, fenced
+from emulator import fenced
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,12 +57,10 @@ class Side:
             v = step(v * self.factor.double())
         return v.mT if self.sums_rows else v
 
-    def operand(self) -> Operand:
-        pointers = [None if t is None else t.data_ptr() for t in (self.mean, self.rstd)]
-        return Operand(
-            Rows.of(self.x), self.sums_rows, None, *self.grid, *pointers,
-            Vector.of(self.weight), Vector.of(self.bias), Rows.of(self.factor),
-        )  # fmt: skip
+    def operand(self, library):
+        """For as long as its tensors live."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return library.Operand(**given | {"shift": emulator.spec_of(self.shift)})
 
 
 @dataclass
@@ -119,29 +117,21 @@ class Case:
 
     def run(self, library, seed: int, sm90: bool = False) -> Tensor:
         """The kernel's result, or that of sm_90a; the parts of a split one added up."""
-        M, K = self.columns.elements(lambda v: v).shape[-2:]
-        N = self.rows.elements(lambda v: v).shape[-2]
+        _, N, M = dims(self)
         dtype = self.result_dtype
         shape = (1 + self.inner, self.splits or self.images, N, M + self.pitch)
         whole = fenced(torch.full(shape, torch.nan, dtype=dtype), self.misaligned)
         inner, y = whole[0, ..., :M], whole[-1, ..., :M]
-        result = Result(
-            y.data_ptr(), emulator.DTYPES.index(dtype), *y.stride()[:2],
-            Vector.of(self.row_bias), Vector.of(self.column_bias),
-            emulator.ACTIVATIONS.index(self.activation), Rows.of(self.slope_of),
-            Vector.of(self.scale), Rows.of(self.factor), Rows.of(self.residual),
-            inner.data_ptr() if self.inner else None,
+        result = library.Result(
+            y=y, row_bias=self.row_bias, column_bias=self.column_bias, activation=self.activation,
+            slope_of=self.slope_of, scale=self.scale, factor=self.factor, residual=self.residual,
+            inner=inner if self.inner else None,
         )  # fmt: skip
-        params = Product(
-            emulator.DTYPES.index(self.columns.x.dtype), self.columns.operand(),
-            self.rows.operand(), result, self.images, M, N, K, self.splits,
-        )  # fmt: skip
-        shifts = self.columns.shift, self.rows.shift
+        sides = self.columns.operand(library), self.rows.operand(library)
+        args = *sides, result, self.images, self.splits
         if sm90:
-            grid = GRID if self.moves else (0, 0)
-            emulator.product_sm90(library, seed, params, shifts[1], self.moves, grid, whole)
-        else:
-            emulator.product(library, seed, params, shifts, whole)
+            args += emulator.spec_of(self.moves), GRID
+        emulator.run(library.product_sm90 if sm90 else library.product, seed, whole, *args)
         assert whole[..., M:].isnan().all(), f"seed {seed}: written between the rows of y"
         return y.sum(0, keepdim=True) if self.splits else whole[..., :M].flatten(0, 1)
 

@@ -20,6 +20,18 @@ def library():
     return emulator.build()
 
 
+def test_wrong_arguments_are_told(library):
+    x = torch.zeros(1, 2, 8)
+    with pytest.raises(TypeError):
+        library.moments(0, x, 1e-6, x, None)
+    with pytest.raises(TypeError):
+        library.Operand(x=x, sums_rows=True)
+    with pytest.raises(RuntimeError, match="seed 3: no kernel takes torch.int32"):
+        library.moments(3, x.int(), 1e-6, x, x)
+    with pytest.raises(RuntimeError, match="no kernel takes swish"):
+        library.activation_backward(0, x, None, x, "swish", x)
+
+
 def integers(*shape):
     return torch.randint(-3, 4, shape).float()
 

@@ -1,6 +1,7 @@
 """The compiled libraries: that they build, load or say why not, and touch only their own memory."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -31,8 +32,8 @@ def reference(x, shift=Shift.S2):
     return op.kernels["reference"][0](x, shift.spec)
 
 
-def build(tmp_path, **env):
-    """Runs the build of a copy of the sources; its output."""
+def build(tmp_path, *command, **env):
+    """Runs the build, or a command of it, in a copy of the sources; its output."""
     for name in ("setup.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "README.md").touch()
@@ -42,7 +43,7 @@ def build(tmp_path, **env):
         tmp_path / "shiftmlp",
         ignore=shutil.ignore_patterns("*.so", "__pycache__"),
     )
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    command = [sys.executable, "setup.py", *(command or ("build_ext", "--inplace"))]
     # The switches of the build that is under test here, not of the one that it runs in.
     env = {k: v for k, v in os.environ.items() if not k.startswith("SHIFTMLP_")} | env
     return subprocess.run(
@@ -136,7 +137,8 @@ def test_build_without_its_tools_succeeds_and_says_so(env, says, tmp_path):
     done = build(tmp_path, **env)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("shiftmlp:")]
-    assert len(lines) == 1 and all(f"without {n}: {says}" in lines[0] for n in ("_host", "_C_cpu"))
+    names = ["_host", "_C_cpu"] + ["_emulator"] * (platform.machine() == "x86_64")
+    assert len(lines) == 1 and all(f"without {name}: {says}" in lines[0] for name in names)
     assert not list(tmp_path.glob("shiftmlp/*.so"))
 
 
@@ -145,6 +147,11 @@ def test_demanded_build_fails_without_its_tools(switch, name, tmp_path):
     done = build(tmp_path, CXX="/nowhere/c++", **{f"SHIFTMLP_{switch}": "1"})
     assert done.returncode != 0
     assert f"{name} is demanded by SHIFTMLP_{switch}=1: no compiler /nowhere/c++" in done.stderr
+
+
+def test_what_tests_need_is_built_in_a_checkout_only(tmp_path):
+    done = build(tmp_path, "build", SHIFTMLP_BUILD="0")
+    assert "without _host" in done.stdout and "_emulator" not in done.stdout
 
 
 @built

@@ -1,7 +1,6 @@
 """Each primitive of csrc/cuda against its meaning told in torch: in the emulator, and on a GPU,
 where these tests say whether the emulator can be believed."""
 
-import ctypes
 import functools
 
 import emulator
@@ -67,22 +66,27 @@ def test_mma_tf32_rounds_its_operands_to_ten_bits(conform):
 def test_powers_and_reciprocals_are_within_two_steps_and_flush_denormal_numbers(conform):
     inf = float("inf")
     a = torch.cat([torch.linspace(-120, 120, 1001), torch.randn(999), torch.tensor([0.0, inf])])
-    power, reciprocal = conform("approximations", torch.empty(2, len(a)), a, None, len(a))
+    power, reciprocal = conform("approximations", torch.empty(2, len(a)), a)
     eps = torch.finfo(torch.float32).eps
     for ours, exact in ((power, a.double().exp2()), (reciprocal, 1 / a.double())):
         close = (ours - exact).abs() <= 2 * eps * exact.abs()
         assert (close | (ours == exact)).all()
-    flushed = conform(
-        "approximations", torch.empty(2, 4), torch.tensor([-130.0, -inf, 1e-39, inf]), None, 4
-    )
+    few = torch.tensor([-130.0, -inf, 1e-39, inf])
+    flushed = conform("approximations", torch.empty(2, 4), few)
     assert flushed[0].tolist() == [0, 0, 1, inf] and flushed[1, 2:].tolist() == [inf, 0]
 
 
-def test_cp_async_and_shuffles(conform):
+@pytest.mark.parametrize("words", [1, 2, 4])
+def test_cp_async(words, conform):
+    a = torch.arange(1, 32 * words + 1, dtype=torch.int32).view(32, words)
+    wanted = a.where(torch.arange(32)[:, None] % 3 != 0, 0)
+    assert torch.equal(conform("cp_async", torch.empty_like(a), a), wanted)
+
+
+def test_shuffles(conform):
     a = torch.arange(1, 33, dtype=torch.int32)
-    lanes = torch.arange(32)
-    wanted = torch.stack([a.where(lanes % 3 != 0, 0), a[5].expand(32), a[lanes ^ 9]])
-    assert torch.equal(conform("warp", a.new_empty(3, 32), a), wanted)
+    wanted = torch.stack([a[5].expand(32), a[torch.arange(32) ^ 9]])
+    assert torch.equal(conform("shuffles", a.new_empty(2, 32), a), wanted)
 
 
 PLACES = [(0, 0), (12, 2), (-4, -1), (16, 4), (20, 0), (4, 1, 2), (8, 4, 3), (0, 0, 4)]
@@ -101,26 +105,35 @@ def test_tma_outside_of_the_tensor_reads_zeros_and_writes_nothing(place, conform
     inside = [slice(max(p, 0), max(p + n, 0)) for p, n in zip(reversed(place), box, strict=True)]
     wanted = b.clone()
     wanted[tuple(inside)] = a[tuple(inside)]
-    coordinates = (ctypes.c_int * 4)(*place)
-    loaded = conform("tma", torch.empty(box), a, b, len(place), coordinates)
+    loaded = conform("tma", torch.empty(box), a, b, place)
     assert torch.equal(loaded, wide[tuple(at)])
     assert torch.equal(b, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mma(dtype, conform):
+    a, b = (torch.randn(rows, 16).to(dtype) for rows in (16, 8))
+    assert torch.equal(
+        conform("mma", torch.empty(16, 8), a, b), (a.double() @ b.double().T).float()
+    )
+
+
 @pytest.mark.parametrize("k_major", [True, False])
-@pytest.mark.parametrize("n", [8, 24, 104, 208, 256])
+@pytest.mark.parametrize(
+    "n, dtype", [(24, torch.float16), *((n, torch.bfloat16) for n in (8, 24, 104, 208, 256))]
+)
 @pytest.mark.parametrize("a_through_registers", [False, True])
-def test_wgmma(a_through_registers, n, k_major, conform):
-    a, b = (torch.randn(rows, 16).bfloat16() for rows in (64, n))
+def test_wgmma(a_through_registers, n, dtype, k_major, conform):
+    a, b = (torch.randn(rows, 16).to(dtype) for rows in (64, n))
     wanted = (a.double() @ b.double().T).float()
-    result = conform("wgmma", torch.empty(64, n), a, b, n, k_major, a_through_registers)
+    result = conform("wgmma", torch.empty(64, n), a, b, k_major, a_through_registers)
     assert torch.equal(result, wanted)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_warpgroups_take_turns_at_named_barriers(seed, conform):
     out = torch.empty(8, dtype=torch.int32)
-    conform("turns", out, None, None, 4, seed=seed)
+    conform("turns", out, seed=seed)
     assert out.tolist() == [0, 1] * 4
 
 
@@ -129,14 +142,14 @@ def check_cluster(conform, seed, clusters=2):
     rows = torch.stack([a, a.roll(1, 1)], 3).flatten(2, 3)
     told = a[:, lanes % 4, 0, lanes][:, None, None].expand(clusters, 4, 1, 32)
     out = torch.full((clusters, 4, 7, 32), torch.nan)
-    conform("cluster", out, a, None, clusters, seed=seed)
+    conform("cluster", out, a, seed=seed)
     assert torch.equal(out, torch.cat([rows, told], 2)), "wrong"
 
 
 def check_exchange(conform, seed, clusters=2):
     a = torch.randint(-8, 8, (clusters, 4, 3, 32, 2)).float()
     out = torch.full_like(a, torch.nan)
-    conform("exchange", out, a, None, clusters, seed=seed)
+    conform("exchange", out, a, seed=seed)
     assert torch.equal(out, a.sum(1, keepdim=True).expand_as(a)), "wrong"
 
 
@@ -206,4 +219,4 @@ def test_compiles_for_a_gpu_loads_and_says_why_it_cannot_run():
     library = emulator.build_for_hopper()
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="CUDA|driver"):
-            emulator.conform(library, "turns", torch.empty(2, dtype=torch.int32), None, None, 1)
+            emulator.conform(library, "turns", torch.empty(2, dtype=torch.int32))

@@ -29,6 +29,20 @@ __global__ void stmatrix_kernel(const uint32_t* fragments, Row* out) {
   if (threadIdx.x < 8 * kCount) out[threadIdx.x] = shared[threadIdx.x];
 }
 
+template <class T>
+__global__ void mma_kernel(const T* a, const T* b, float* out) {
+  const int g = threadIdx.x / 4, q = threadIdx.x % 4;
+  const auto word = [q](const T* row, int k) {
+    return pack<T>(float(row[k + 2 * q]), float(row[k + 2 * q + 1]));
+  };
+  const T *const above = a + g * 16, *const below = above + 8 * 16;
+  const uint32_t a_part[4] = {word(above, 0), word(below, 0), word(above, 8), word(below, 8)};
+  const uint32_t b_part[2] = {word(b + g * 16, 0), word(b + g * 16, 8)};
+  float d[4] = {};
+  mma<T>(d, a_part, b_part);
+  for (int i = 0; i < 4; ++i) out[(g + i / 2 * 8) * 8 + 2 * q + i % 2] = d[i];
+}
+
 __global__ void mma_tf32_kernel(const float* a, const float* b, float* out) {
   const int g = threadIdx.x / 4, q = threadIdx.x % 4;
   const auto a_at = [&](int row, int k) { return to_tf32(a[row * 8 + k]); };
@@ -46,16 +60,26 @@ __global__ void approximations_kernel(const float* a, float* out, int n) {
   }
 }
 
-__global__ void warp_kernel(const uint32_t* a, uint32_t* out) {
-  auto& shared = shared_memory<uint32_t[32]>();
+template <int kBytes>
+struct alignas(kBytes) Piece {
+  uint32_t at[kBytes / 4];
+};
+
+template <int kBytes>
+__global__ void cp_async_kernel(const Piece<kBytes>* a, Piece<kBytes>* out) {
+  auto& shared = shared_memory<Piece<kBytes>[32]>();
   const int lane = threadIdx.x;
-  cp_async<4>(&shared[lane], &a[lane], lane % 3 != 0);
+  cp_async<kBytes>(&shared[lane], &a[lane], lane % 3 != 0);
   cp_async_commit();
   cp_async_wait<0>();
   warp_barrier();
   out[lane ^ 1] = shared[lane ^ 1];
-  out[32 + lane] = shuffle(a[lane], 5);
-  out[64 + lane] = shuffle_xor(a[lane], 9);
+}
+
+__global__ void shuffles_kernel(const uint32_t* a, uint32_t* out) {
+  const int lane = threadIdx.x;
+  out[lane] = shuffle(a[lane], 5);
+  out[32 + lane] = shuffle_xor(a[lane], 9);
 }
 
 template <int kRank>
@@ -103,25 +127,24 @@ void launch_tma_for(const Conformance& p, const int64_t (&sizes)[kRank], const i
          place, bytes, static_cast<uint32_t*>(p.out));
 }
 
-using T = __nv_bfloat16;
-
 // 64 values of a row, in the order of the 128-byte swizzle.
+template <class T>
 struct alignas(128) Line {
   T at[64];
 
   __device__ T& swizzled(int row, int i) { return at[(i / 8 ^ row % 8) * 8 + i % 8]; }
 };
 
-template <int kN, Major kMajor, bool kThroughRegisters>
+template <class T, int kN, Major kMajor, bool kThroughRegisters>
 __global__ void wgmma_kernel(const T* a, const T* b, float* out) {
   constexpr bool kK = kMajor == Major::kK;
   constexpr int kBlocks = kK ? 1 : (kN + 63) / 64;  // of 64 columns, 16 lines each
   struct Shared {
-    Line a[kK ? 64 : 16];
-    Line b[kK ? kN : 16 * kBlocks];
+    Line<T> a[kK ? 64 : 16];
+    Line<T> b[kK ? kN : 16 * kBlocks];
   };
   auto& shared = shared_memory<Shared>();
-  const auto put = [](Line* lines, int row, int k, T value) {
+  const auto put = [](Line<T>* lines, int row, int k, T value) {
     const int line = kK ? row : row / 64 * 16 + k;
     lines[line].swizzled(line, kK ? k : row % 64) = value;
   };
@@ -193,6 +216,15 @@ void launch_stmatrix(const Conformance& p, int count, bool transpose, cudaStream
   });
 }
 
+void launch_mma(const Conformance& p, DType dtype, cudaStream_t stream) {
+  const auto launch_for = [&](auto type) {
+    using T = typename decltype(type)::type;
+    launch(mma_kernel<T>, dim3(1), dim3(32), 0, stream, static_cast<const T*>(p.a),
+           static_cast<const T*>(p.b), static_cast<float*>(p.out));
+  };
+  dtype == DType::kFloat16 ? launch_for(Type<__half>{}) : launch_for(Type<__nv_bfloat16>{});
+}
+
 void launch_mma_tf32(const Conformance& p, cudaStream_t stream) {
   launch(mma_tf32_kernel, dim3(1), dim3(32), 0, stream, static_cast<const float*>(p.a),
          static_cast<const float*>(p.b), static_cast<float*>(p.out));
@@ -203,9 +235,17 @@ void launch_approximations(const Conformance& p, int n, cudaStream_t stream) {
          static_cast<float*>(p.out), n);
 }
 
-void launch_warp(const Conformance& p, cudaStream_t stream) {
-  launch(warp_kernel, dim3(1), dim3(32), sizeof(uint32_t[32]), stream,
-         static_cast<const uint32_t*>(p.a), static_cast<uint32_t*>(p.out));
+void launch_cp_async(const Conformance& p, int bytes, cudaStream_t stream) {
+  with_int<4, 8, 16>(bytes, [&](auto bytes) {
+    constexpr int kBytes = decltype(bytes)::value;
+    launch(cp_async_kernel<kBytes>, dim3(1), dim3(32), 32 * kBytes, stream,
+           static_cast<const Piece<kBytes>*>(p.a), static_cast<Piece<kBytes>*>(p.out));
+  });
+}
+
+void launch_shuffles(const Conformance& p, cudaStream_t stream) {
+  launch(shuffles_kernel, dim3(1), dim3(32), 0, stream, static_cast<const uint32_t*>(p.a),
+         static_cast<uint32_t*>(p.out));
 }
 
 void launch_tma(const Conformance& p, int rank, const int* at, cudaStream_t stream) {
@@ -218,18 +258,22 @@ void launch_tma(const Conformance& p, int rank, const int* at, cudaStream_t stre
   }
 }
 
-void launch_wgmma(const Conformance& p, int n, bool k_major, bool a_through_registers,
+void launch_wgmma(const Conformance& p, DType dtype, int n, bool k_major, bool a_through_registers,
                   cudaStream_t stream) {
-  with_int<8, 24, 104, 208, 256>(n, [&](auto n) {
-    constexpr int kN = decltype(n)::value;
-    const auto kernel =
-        a_through_registers
-            ? (k_major ? wgmma_kernel<kN, Major::kK, true> : wgmma_kernel<kN, Major::kMN, true>)
-            : (k_major ? wgmma_kernel<kN, Major::kK, false> : wgmma_kernel<kN, Major::kMN, false>);
-    constexpr int kLines = 64 + (kN > 64 ? kN : 64);  // at least what either kernel needs
-    launch(kernel, dim3(1), dim3(128), kLines * sizeof(Line), stream, static_cast<const T*>(p.a),
+  const auto launch_for = [&](auto n, auto type) {
+    constexpr int kN = decltype(n)::value, kLines = 64 + (kN > 64 ? kN : 64);  // at least
+    using T = typename decltype(type)::type;
+    const auto kernel = a_through_registers ? (k_major ? wgmma_kernel<T, kN, Major::kK, true>
+                                                       : wgmma_kernel<T, kN, Major::kMN, true>)
+                                            : (k_major ? wgmma_kernel<T, kN, Major::kK, false>
+                                                       : wgmma_kernel<T, kN, Major::kMN, false>);
+    launch(kernel, dim3(1), dim3(128), kLines * sizeof(Line<T>), stream, static_cast<const T*>(p.a),
            static_cast<const T*>(p.b), static_cast<float*>(p.out));
-  });
+  };
+  if (dtype == DType::kFloat16) {
+    return with_int<24>(n, [&](auto n) { launch_for(n, Type<__half>{}); });
+  }
+  with_int<8, 24, 104, 208, 256>(n, [&](auto n) { launch_for(n, Type<__nv_bfloat16>{}); });
 }
 
 void launch_turns(const Conformance& p, int rounds, cudaStream_t stream) {

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "../dispatch.h"
+
 namespace shiftmlp {
 
 struct Conformance {
@@ -17,24 +19,27 @@ struct Conformance {
 void launch_ldmatrix(const Conformance& p, int count, bool transpose, cudaStream_t stream);
 void launch_stmatrix(const Conformance& p, int count, bool transpose, cudaStream_t stream);
 
-// out[16][8] = a[16][8] b[8][8], floats.
+// out[16][8] = a[16][16] b[8][16]^T in float16 or bfloat16; = a[16][8] b[8][8] in TF32.
+void launch_mma(const Conformance& p, DType dtype, cudaStream_t stream);
 void launch_mma_tf32(const Conformance& p, cudaStream_t stream);
 
 // out[0][i] = 2^a[i], out[1][i] = 1 / a[i] for n floats.
 void launch_approximations(const Conformance& p, int n, cudaStream_t stream);
 
-// out[0][lane]: a[lane] copied by cp.async, or 0 for every third; out[1]: a of lane 5; out[2]: of
-// the lane whose number differs in bits 0 and 3.
-void launch_warp(const Conformance& p, cudaStream_t stream);
+// out[lane] = a[lane], copied by cp.async in pieces of 4, 8 or 16 bytes, or 0 for every third lane.
+void launch_cp_async(const Conformance& p, int bytes, cudaStream_t stream);
+
+// out[0][lane]: a of lane 5; out[1]: of the lane whose number differs in bits 0 and 3.
+void launch_shuffles(const Conformance& p, cudaStream_t stream);
 
 // The box of a at a place, and the same stored to b at that place. a and b: floats, rank 2 [6][20]
 // with the box [4][8], rank 3 [4][6][12] with the box [2][4][8], or rank 4 [3][4][5][8] with the
 // box [2][2][3][8]; sizes as in Python.
 void launch_tma(const Conformance& p, int rank, const int* at, cudaStream_t stream);
 
-// out[64][n] = a[64][16] b[n][16]^T in bfloat16, operands in shared memory K-major or not. n: 8,
-// 24, 104, 208, 256.
-void launch_wgmma(const Conformance& p, int n, bool k_major, bool a_through_registers,
+// out[64][n] = a[64][16] b[n][16]^T, operands in shared memory K-major or not. n: 24 in float16; 8,
+// 24, 104, 208 or 256 in bfloat16.
+void launch_wgmma(const Conformance& p, DType dtype, int n, bool k_major, bool a_through_registers,
                   cudaStream_t stream);
 
 // out[0 ... 2 * rounds): 0, 1, 0, 1, ... written by two warpgroups that take turns.

@@ -1,215 +1,283 @@
-// What tests load: each function runs a kernel and returns nullptr, or what went wrong. Compiled by
-// nvcc, the same functions run the same kernels on a GPU.
+// The module _emulator: each function runs a kernel on tensors, in the order of a seed, or raises
+// with what went wrong. Compiled with USE_CUDA, and the kernels by nvcc, the same functions run
+// them on a GPU.
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
+#include <vector>
 
-#include "../cuda/passes.h"
 #include "../cuda/product_sm90.h"
 #include "../cuda/spatial_shift.h"
 #include "../cuda/tokens_sm90.h"
+#include "binding.h"
 #include "conformance.h"
 #include "hopper_example.h"
 
-#ifndef __CUDACC__
-#include "emulator.h"
-#endif
-
+namespace shiftmlp {
 namespace {
 
-template <class Launch>
-const char* run([[maybe_unused]] uint64_t seed, const Launch& launch) {
-  static std::string message;
-  try {
-#ifdef __CUDACC__
-    launch();
-    cudaError_t status = cudaGetLastError();
-    if (status == cudaSuccess) status = cudaDeviceSynchronize();
-    if (status != cudaSuccess) throw std::runtime_error(cudaGetErrorString(status));
-#else
-    emulator::set_seed(seed);
-    launch();
-#endif
-    return nullptr;
-  } catch (const std::exception& error) {
-    return (message = error.what()).c_str();
+namespace py = pybind11;
+using namespace py::literals;
+using Arg = const Tensor&;
+using Given = const OptionalTensor&;  // or None
+
+template <class... Params>
+void check_fits(const Params&... params) {
+  if (!fits_sm90(params...)) throw std::invalid_argument("left to the portable path");
+}
+
+// A shift of maps, or none, by its spec.
+using Spec = std::optional<std::string>;
+using Grid = std::pair<int32_t, int32_t>;  // H and W
+std::optional<Shift> shift_on(const Grid& grid, const Spec& spec) {
+  if (!spec) return {};
+  return Shift::parse(*spec).within(grid.first, grid.second);
+}
+const Shift* pointer(const std::optional<Shift>& shift) { return shift ? &*shift : nullptr; }
+
+// The adjoint of "keep" if `backward`.
+void spatial_shift(Arg x, Arg y, const std::string& spec, bool backward) {
+  const auto [H, W, C] = std::tuple(x.size(1), x.size(2), x.size(3));
+  const SpatialShiftParams p{x,
+                             y,
+                             x.size(0),
+                             H,
+                             W,
+                             C,
+                             x.item,
+                             x.strides[0],
+                             x.strides[1],
+                             x.strides[2],
+                             *shift_on({H, W}, spec)};
+  if (backward) {
+    launch_spatial_shift_keep_backward(p, x.dtype(), nullptr);
+  } else {
+    launch_spatial_shift(p, nullptr);
   }
 }
 
+void norm_of_rows(Arg x, Given mean, Given rstd, Given weight, Given bias, Given scale,
+                  Given residual, Arg y) {
+  launch_norm(x, {mean, rstd, weight, bias}, scale, residual, y, y.dtype(), nullptr);
+}
+
+void norm_backward(Arg dy, Arg x, Given mean, Given rstd, Given weight, Given bias, Given scale,
+                   Arg dx, Arg dweight, Arg dbias, Arg dscale) {
+  const int32_t parts = dweight.size(0);
+  const NormParams norm{mean, rstd, weight, bias};
+  launch_norm_backward({dy, x, norm, scale, dx, dx.dtype(), dweight, dbias, dscale, parts},
+                       nullptr);
+}
+
+void bind_passes(py::module_& m) {
+  kernel(
+      m, "moments",
+      +[](Arg x, float eps, Arg mean, Arg rstd) { launch_moments(x, eps, mean, rstd, nullptr); });
+  kernel(
+      m, "layer_norm", +[](Arg x, float eps, Arg mean, Arg rstd, Given weight, Given bias, Arg y) {
+        launch_layer_norm(x, eps, mean, rstd, weight, bias, y, y.dtype(), nullptr);
+      });
+  kernel(m, "norm_of_rows", norm_of_rows);
+  kernel(m, "norm_backward", norm_backward);
+  kernel(
+      m, "activation_backward",
+      +[](Arg dy, Given scale, Arg x, const std::string& activation, Arg dx) {
+        launch_activation_backward(dy, scale, x, activation_of(activation), dx, dx.dtype(),
+                                   nullptr);
+      });
+  kernel(
+      m, "sum_rows",
+      +[](Arg a, Given b, Arg sums) { launch_sum_rows(a, b, sums, sums.size(0), nullptr); });
+  kernel(
+      m, "sum_columns", +[](Arg a, Given scale, Given b, Arg sums) {
+        launch_sum_columns(a, scale, b, sums, sums.size(0), nullptr);
+      });
+  kernel(
+      m, "sum_parts", +[](Arg parts, Arg sums) {
+        launch_sum_parts(parts, parts.size(0), sums.numel(), sums, sums.dtype(), nullptr);
+      });
+}
+
+// One operand: x is (images, rows, columns), or (rows, columns) for all images.
+struct Side {
+  Tensor x;
+  Operand operand;
+  std::optional<Shift> shift;
+};
+
+Product product_of(const Side& columns, const Side& rows, const Result& result, int64_t images,
+                   int32_t splits) {
+  const auto operand = [](const Side& side) {
+    Operand operand = side.operand;
+    operand.shift = pointer(side.shift);
+    return operand;
+  };
+  const auto size = [](const Side& side, bool summed) {
+    return side.x.size(side.operand.sums_rows == summed ? -2 : -1);
+  };
+  return {columns.x.dtype(),    operand(columns),  operand(rows),       result, images,
+          size(columns, false), size(rows, false), size(columns, true), splits};
+}
+
+void bind_products(py::module_& m) {
+  py::class_<Side>(m, "Operand", py::module_local())
+      .def(py::init([](Arg x, bool sums_rows, const Spec& shift, const Grid& grid, Given mean,
+                       Given rstd, Given weight, Given bias, Given factor) {
+             const auto [H, W] = grid;
+             const Operand operand{x, sums_rows, nullptr, H, W, mean, rstd, weight, bias, factor};
+             return Side{x, operand, shift_on(grid, shift)};
+           }),
+           py::kw_only(), "x"_a, "sums_rows"_a, "shift"_a, "grid"_a, "mean"_a, "rstd"_a, "weight"_a,
+           "bias"_a, "factor"_a);
+  py::class_<Result>(m, "Result", py::module_local())
+      .def(py::init([](Arg y, Given row_bias, Given column_bias, const std::string& activation,
+                       Given slope_of, Given scale, Given factor, Given residual, Given inner) {
+             const Rows rows = y;
+             return Result{y,
+                           y.dtype(),
+                           rows.stride_b,
+                           rows.stride,
+                           row_bias,
+                           column_bias,
+                           activation_of(activation),
+                           slope_of,
+                           scale,
+                           factor,
+                           residual,
+                           inner};
+           }),
+           py::kw_only(), "y"_a, "row_bias"_a, "column_bias"_a, "activation"_a, "slope_of"_a,
+           "scale"_a, "factor"_a, "residual"_a, "inner"_a);
+  kernel(
+      m, "product",
+      +[](const Side& columns, const Side& rows, const Result& result, int64_t images,
+          int32_t splits) {
+        launch_product(product_of(columns, rows, result, images, splits), nullptr);
+      });
+  kernel(
+      m, "product_sm90",
+      +[](const Side& columns, const Side& rows, const Result& result, int64_t images,
+          int32_t splits, const Spec& moves, const Grid& grid) {
+        const Product p = product_of(columns, rows, result, images, splits);
+        const auto move = shift_on(grid, moves);
+        const MoveOnWrite on_write{pointer(move), grid.first, grid.second};
+        check_fits(p, on_write);
+        launch_product_sm90(p, on_write, nullptr);
+      });
+}
+
+void bind_tokens(py::module_& m) {
+  py::class_<TokensSm90>(m, "Tokens", py::module_local())
+      .def(py::init([](Arg x, Given mean, Given rstd, Given norm_weight, Given norm_bias,
+                       Given scale, Given residual, Arg y) {
+             return TokensSm90{x.dtype(), x, mean,      rstd,      norm_weight, norm_bias, scale,
+                               residual,  y, x.size(0), x.size(1), y.size(1),   x.size(2)};
+           }),
+           py::kw_only(), "x"_a, "mean"_a, "rstd"_a, "norm_weight"_a, "norm_bias"_a, "scale"_a,
+           "residual"_a, "y"_a);
+  kernel(
+      m, "token_linear_sm90", +[](const TokensSm90& tokens, Arg weight, Given bias) {
+        const TokenLinearSm90Params p{tokens, weight, weight.strides.at(0), bias};
+        check_fits(p);
+        launch_token_linear_sm90(p, nullptr);
+      });
+  m.def("token_mlp_workspace_bytes", [](const TokensSm90& tokens, Arg w1) {
+    TokenMlpSm90Params p{};
+    static_cast<TokensSm90&>(p) = tokens;
+    p.D = w1.size(0);
+    return workspace_bytes(p);
+  });
+  kernel(
+      m, "token_mlp_sm90",
+      +[](const TokensSm90& tokens, Arg w1, Given b1, Arg w2, Given b2,
+          const std::string& activation, Arg workspace) {
+        const TokenMlpSm90Params p{
+            tokens,           w1, w1.strides.at(0),          b1,         w2,
+            w2.strides.at(0), b2, activation_of(activation), w1.size(0), workspace};
+        check_fits(p);
+        launch_token_mlp_sm90(p, nullptr);
+      });
+  kernel(
+      m, "token_mlp_backward_sm90",
+      +[](const TokensSm90& tokens, Arg w1, Given b1, Arg w2, const std::string& activation,
+          Arg workspace, Arg dy, Arg normed, Arg hidden, Arg dhidden, Arg dx, Given dnorm_weight,
+          Given dnorm_bias, Given db1) {
+        const TokenMlpSm90Params forward{
+            tokens,           w1, w1.strides.at(0),          b1,         w2,
+            w2.strides.at(0), {}, activation_of(activation), w1.size(0), workspace};
+        const TokenMlpBackwardSm90Params p{forward, dy,           normed,     hidden, dhidden,
+                                           dx,      dnorm_weight, dnorm_bias, db1};
+        check_fits(p);
+        launch_token_mlp_backward_sm90(p, nullptr);
+      });
+}
+
+void bind_conformance(py::module_& m) {
+  kernel(
+      m, "ldmatrix", +[](Given a, Given b, Arg out, int n, bool transpose) {
+        launch_ldmatrix({a, b, out}, n, transpose, nullptr);
+      });
+  kernel(
+      m, "stmatrix", +[](Given a, Given b, Arg out, int n, bool transpose) {
+        launch_stmatrix({a, b, out}, n, transpose, nullptr);
+      });
+  kernel(m, "mma", +[](Given a, Given b, Arg out) { launch_mma({a, b, out}, a.dtype(), nullptr); });
+  kernel(m, "mma_tf32", +[](Given a, Given b, Arg out) { launch_mma_tf32({a, b, out}, nullptr); });
+  kernel(
+      m, "approximations",
+      +[](Given a, Given b, Arg out) { launch_approximations({a, b, out}, a.size(0), nullptr); });
+  kernel(
+      m, "cp_async", +[](Given a, Given b, Arg out) {
+        launch_cp_async({a, b, out}, a.size(1) * a.item, nullptr);
+      });
+  kernel(m, "shuffles", +[](Given a, Given b, Arg out) { launch_shuffles({a, b, out}, nullptr); });
+  kernel(
+      m, "tma", +[](Given a, Given b, Arg out, const std::vector<int>& at) {
+        launch_tma({a, b, out}, static_cast<int>(at.size()), at.data(), nullptr);
+      });
+  kernel(
+      m, "wgmma", +[](Given a, Given b, Arg out, bool k_major, bool a_through_registers) {
+        launch_wgmma({a, b, out}, a.dtype(), b.size(0), k_major, a_through_registers, nullptr);
+      });
+  kernel(
+      m, "turns",
+      +[](Given a, Given b, Arg out) { launch_turns({a, b, out}, out.size(0) / 2, nullptr); });
+  kernel(
+      m, "cluster",
+      +[](Given a, Given b, Arg out) { launch_cluster({a, b, out}, out.size(0), nullptr); });
+  kernel(
+      m, "exchange",
+      +[](Given a, Given b, Arg out) { launch_exchange({a, b, out}, out.size(0), nullptr); });
+}
+
 }  // namespace
+}  // namespace shiftmlp
 
-extern "C" {
-
-#ifndef __CUDACC__
-// For kernels that are run by the adapters of their ops.
-void set_seed(uint64_t seed) { emulator::set_seed(seed); }
-void set_capability(int capability) { emulator::set_capability(capability); }
+PYBIND11_MODULE(_emulator, m) {
+  using namespace shiftmlp;
+#ifndef USE_CUDA
+  // For kernels that are run by the adapters of their ops.
+  m.def("set_seed", emulator::set_seed);
+  m.def("set_capability", emulator::set_capability);
 #endif
-
-// `sizes`: B, H, W, C, bytes of an element. Contiguous; the adjoint of "keep" if `backward`.
-const char* spatial_shift(uint64_t seed, const void* x, void* y, const int32_t* sizes,
-                          const char* spec, bool backward, shiftmlp::DType dtype) {
-  return run(seed, [&] {
-    const auto [H, W, C] = std::tuple(sizes[1], sizes[2], sizes[3]);
-    const auto shift = shiftmlp::Shift::parse(spec).within(H, W);
-    const shiftmlp::SpatialShiftParams p{
-        x, y, sizes[0], H, W, C, sizes[4], int64_t{H} * W * C, int64_t{W} * C, C, shift};
-    if (backward) {
-      shiftmlp::launch_spatial_shift_keep_backward(p, dtype, nullptr);
-    } else {
-      shiftmlp::launch_spatial_shift(p, nullptr);
-    }
-  });
+  kernel(m, "spatial_shift", spatial_shift);
+  bind_passes(m);
+  bind_products(m);
+  bind_tokens(m);
+  kernel(
+      m, "hopper_example", +[](Arg x, Arg weight, Arg y, bool x_through_registers) {
+        const HopperExampleParams p{x,
+                                    weight,
+                                    y,
+                                    x.size(0),
+                                    x.size(1),
+                                    y.size(1),
+                                    x.size(2),
+                                    weight.strides.at(0),
+                                    x_through_registers};
+        launch_hopper_example(p, y.dtype(), nullptr);
+      });
+  bind_conformance(m);
 }
-
-const char* moments(uint64_t seed, const shiftmlp::Images& x, float eps, float* mean, float* rstd) {
-  return run(seed, [&] { shiftmlp::launch_moments(x, eps, mean, rstd, nullptr); });
-}
-
-const char* layer_norm(uint64_t seed, const shiftmlp::Images& x, float eps, float* mean,
-                       float* rstd, const shiftmlp::Vector& weight, const shiftmlp::Vector& bias,
-                       void* y, shiftmlp::DType dtype) {
-  return run(seed, [&] {
-    shiftmlp::launch_layer_norm(x, eps, mean, rstd, weight, bias, y, dtype, nullptr);
-  });
-}
-
-const char* norm_of_rows(uint64_t seed, const shiftmlp::Images& x, const shiftmlp::NormParams& norm,
-                         const shiftmlp::Vector& scale, const shiftmlp::Images& residual, void* y,
-                         shiftmlp::DType dtype) {
-  return run(seed, [&] { shiftmlp::launch_norm(x, norm, scale, residual, y, dtype, nullptr); });
-}
-
-const char* norm_backward(uint64_t seed, const shiftmlp::NormBackward& p) {
-  return run(seed, [&] { shiftmlp::launch_norm_backward(p, nullptr); });
-}
-
-const char* activation_backward(uint64_t seed, const shiftmlp::Images& dy,
-                                const shiftmlp::Vector& scale, const shiftmlp::Images& x,
-                                shiftmlp::Activation activation, void* dx, shiftmlp::DType dtype) {
-  return run(seed, [&] {
-    shiftmlp::launch_activation_backward(dy, scale, x, activation, dx, dtype, nullptr);
-  });
-}
-
-const char* sum_rows(uint64_t seed, const shiftmlp::Images& a, const shiftmlp::Images& b,
-                     float* sums, int32_t parts) {
-  return run(seed, [&] { shiftmlp::launch_sum_rows(a, b, sums, parts, nullptr); });
-}
-
-const char* sum_columns(uint64_t seed, const shiftmlp::Images& a, const shiftmlp::Vector& scale,
-                        const shiftmlp::Images& b, float* sums, int32_t parts) {
-  return run(seed, [&] { shiftmlp::launch_sum_columns(a, scale, b, sums, parts, nullptr); });
-}
-
-const char* sum_parts(uint64_t seed, const float* parts, int32_t count, int64_t n, void* sums,
-                      shiftmlp::DType dtype) {
-  return run(seed, [&] { shiftmlp::launch_sum_parts(parts, count, n, sums, dtype, nullptr); });
-}
-
-// Of each operand the spec of its shift, or nullptr.
-const char* product(uint64_t seed, shiftmlp::Product p, const char* columns_spec,
-                    const char* rows_spec) {
-  return run(seed, [&] {
-    shiftmlp::Shift shifts[2];
-    const auto set = [](shiftmlp::Operand& operand, const char* spec, shiftmlp::Shift& shift) {
-      if (spec == nullptr) return;
-      shift = shiftmlp::Shift::parse(spec).within(operand.H, operand.W);
-      operand.shift = &shift;
-    };
-    set(p.columns, columns_spec, shifts[0]);
-    set(p.rows, rows_spec, shifts[1]);
-    shiftmlp::launch_product(p, nullptr);
-  });
-}
-
-// The same of sm_90a, whose result moves by `moves`, or not if that is nullptr.
-const char* product_sm90(uint64_t seed, shiftmlp::Product p, const char* rows_spec,
-                         const char* moves, int H, int W) {
-  return run(seed, [&] {
-    shiftmlp::Shift shift, move;
-    if (rows_spec) {
-      shift = shiftmlp::Shift::parse(rows_spec).within(p.rows.H, p.rows.W);
-      p.rows.shift = &shift;
-    }
-    if (moves) move = shiftmlp::Shift::parse(moves).within(H, W);
-    const shiftmlp::MoveOnWrite on_write{moves ? &move : nullptr, H, W};
-    if (!shiftmlp::fits_sm90(p, on_write)) throw std::invalid_argument("left to the portable path");
-    shiftmlp::launch_product_sm90(p, on_write, nullptr);
-  });
-}
-
-const char* token_linear_sm90(uint64_t seed, const shiftmlp::TokenLinearSm90Params& p) {
-  return run(seed, [&] {
-    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
-    shiftmlp::launch_token_linear_sm90(p, nullptr);
-  });
-}
-
-int64_t token_mlp_workspace_bytes(const shiftmlp::TokenMlpSm90Params& p) {
-  return shiftmlp::workspace_bytes(p);
-}
-
-const char* token_mlp_sm90(uint64_t seed, const shiftmlp::TokenMlpSm90Params& p) {
-  return run(seed, [&] {
-    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
-    shiftmlp::launch_token_mlp_sm90(p, nullptr);
-  });
-}
-
-const char* token_mlp_backward_sm90(uint64_t seed, const shiftmlp::TokenMlpBackwardSm90Params& p) {
-  return run(seed, [&] {
-    if (!shiftmlp::fits_sm90(p)) throw std::invalid_argument("left to the portable path");
-    shiftmlp::launch_token_mlp_backward_sm90(p, nullptr);
-  });
-}
-
-const char* hopper_example(uint64_t seed, const shiftmlp::HopperExampleParams& p,
-                           shiftmlp::DType dtype) {
-  return run(seed, [&] { shiftmlp::launch_hopper_example(p, dtype, nullptr); });
-}
-
-const char* conform_ldmatrix(uint64_t seed, const shiftmlp::Conformance& p, int count,
-                             bool transpose) {
-  return run(seed, [&] { shiftmlp::launch_ldmatrix(p, count, transpose, nullptr); });
-}
-
-const char* conform_stmatrix(uint64_t seed, const shiftmlp::Conformance& p, int count,
-                             bool transpose) {
-  return run(seed, [&] { shiftmlp::launch_stmatrix(p, count, transpose, nullptr); });
-}
-
-const char* conform_mma_tf32(uint64_t seed, const shiftmlp::Conformance& p) {
-  return run(seed, [&] { shiftmlp::launch_mma_tf32(p, nullptr); });
-}
-
-const char* conform_approximations(uint64_t seed, const shiftmlp::Conformance& p, int n) {
-  return run(seed, [&] { shiftmlp::launch_approximations(p, n, nullptr); });
-}
-
-const char* conform_warp(uint64_t seed, const shiftmlp::Conformance& p) {
-  return run(seed, [&] { shiftmlp::launch_warp(p, nullptr); });
-}
-
-const char* conform_tma(uint64_t seed, const shiftmlp::Conformance& p, int rank, const int* at) {
-  return run(seed, [&] { shiftmlp::launch_tma(p, rank, at, nullptr); });
-}
-
-const char* conform_wgmma(uint64_t seed, const shiftmlp::Conformance& p, int n, bool k_major,
-                          bool a_through_registers) {
-  return run(seed, [&] { shiftmlp::launch_wgmma(p, n, k_major, a_through_registers, nullptr); });
-}
-
-const char* conform_turns(uint64_t seed, const shiftmlp::Conformance& p, int rounds) {
-  return run(seed, [&] { shiftmlp::launch_turns(p, rounds, nullptr); });
-}
-
-const char* conform_cluster(uint64_t seed, const shiftmlp::Conformance& p, int clusters) {
-  return run(seed, [&] { shiftmlp::launch_cluster(p, clusters, nullptr); });
-}
-
-const char* conform_exchange(uint64_t seed, const shiftmlp::Conformance& p, int clusters) {
-  return run(seed, [&] { shiftmlp::launch_exchange(p, clusters, nullptr); });
-}
-
-}  // extern "C"
