@@ -7,6 +7,7 @@ import product_sm90_bugs
 import pytest
 import test_hopper
 import test_product_defects
+import token_mlp_backward_bugs
 
 DEFECTS = planted_defects.DEFECTS | planted_defects.CUDA_DEFECTS
 
@@ -16,7 +17,10 @@ def bugs_of(planted: dict) -> dict:
 
 
 BUGS = bugs_of(test_product_defects.PLANTED) | passes_defects.PLANTED
-SM90 = bugs_of(test_hopper.PLANTED) | {"product_sm90.cu": product_sm90_bugs.BUGS}
+SM90 = bugs_of(test_hopper.PLANTED) | {
+    "product_sm90.cu": product_sm90_bugs.BUGS,
+    "token_mlp_backward_sm90.cu": token_mlp_backward_bugs.BUGS,
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)

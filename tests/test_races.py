@@ -12,15 +12,17 @@ from product_sm90_bugs import BUGS as PRODUCT_SM90
 from test_emulator import HOPPER_EXAMPLE, check_hopper_example, check_spatial_shift
 from test_hopper import check_token_linear, check_token_mlp
 from test_passes import check_passes
-from test_primitives import check_cluster
+from test_primitives import check_cluster, check_exchange
 from test_product_defects import PRODUCT, check_product
 from test_product_sm90 import check_product as check_product_sm90
+from test_token_mlp_backward import check as check_token_mlp_backward
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
 
 
 def check_clusters(library, seed):
-    check_cluster(functools.partial(emulator.conform, library), seed)
+    for check in (check_cluster, check_exchange):
+        check(functools.partial(emulator.conform, library), seed)
 
 
 CHECKS = {
@@ -30,8 +32,9 @@ CHECKS = {
     "product_sm90.cu": check_product_sm90,
     "token_linear_sm90.cu": check_token_linear,
     "token_mlp_sm90.cu": check_token_mlp,
+    "token_mlp_backward_sm90.cu": check_token_mlp_backward,
     "hopper_example.cu": check_hopper_example,
-    "conformance.cu": check_clusters,
+    "conformance_cluster.cu": check_clusters,
 }
 
 
@@ -68,10 +71,18 @@ PLANTED = {
     ("product_sm90.cu", "chunk handed back before it was read"): (
         *PRODUCT_SM90["chunk handed back before it was read"], "a TMA load writes", "wgmma reads",
     ),
+    ("token_mlp_backward_sm90.cu", "ends while others store lines"): (
+        "named_barrier(own, kWarpgroup);  // nothing", "// nothing",
+        "thread writes", "a TMA store reads",
+    ),
+    ("token_mlp_backward_sm90.cu", "staged over sums that others read"): (
+        "if (chunk == 0 && p.mean) mbarrier_wait", "if (false) mbarrier_wait",
+        "thread writes", "thread reads",
+    ),
     ("hopper_example.cu", "no barrier before the copy to y"): (
         *HOPPER_EXAMPLE["no barrier before the copy to y"], "a TMA store reads", "thread writes",
     ),
-    ("conformance.cu", "a shuffle for a barrier"): (
+    ("conformance_cluster.cu", "a shuffle for a barrier"): (
         "warp_barrier();\n    if (lane < 2)", "shuffle(lane, 0);\n    if (lane < 2)",
         "a TMA load writes", "thread reads",
     ),
@@ -83,7 +94,7 @@ def test_planted_bug_is_told_with_both_lines(source, bug):
     right, wrong, *who = PLANTED[source, bug]
     holder = emulator.holder(source, right) if source.endswith("_sm90.cu") else source
     library = emulator.build(holder, right, wrong, find_races=True)
-    check = CHECKS[source.replace("_backward", "")]
+    check = CHECKS[source.replace("passes_backward", "passes")]
     with pytest.raises(RuntimeError) as told:
         for seed in range(3):
             check(library, seed)

@@ -121,25 +121,26 @@ def cases():
     yield "strided", args
 
 
+def spoiled():
+    """ReLU has no slope where NaN is read beyond the end. An affine norm's dx does not look at x."""
+    args = inputs(1, 16, 16, 64, 24, torch.bfloat16, "affine")
+    args[1][0, 3, 5] = torch.inf
+    return args
+
+
 def check(library, seed):
     for case, args in cases():
         wanted = expected(args, store=args[0].dtype)
         for name, result in hopper.token_mlp_backward(library, seed, *args).items():
             wrong = (result != wanted[name].to(result.dtype)).sum().item()
             assert not wrong, f"{case}, seed {seed}, {name}: {wrong} of {result.numel()} are wrong"
+    for name, result in hopper.token_mlp_backward(library, seed, *spoiled()).items():
+        assert name == "dnorm_weight" or result.isfinite().all(), f"seed {seed}: NaN in {name}"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_token_mlp_backward_is_exact_on_integers(seed, library):
     check(library, seed)
-
-
-def test_infinity_stays_in_its_channel(library):
-    """An affine norm's adjoint does not look at x; LayerNorm's does, at that of a token."""
-    args = list(inputs(1, 16, 16, 64, 16, torch.bfloat16, "affine"))
-    clean = hopper.token_mlp_backward(library, 0, *args)["dx"]
-    args[1][0, 3, 5] = torch.inf
-    assert_same_bits(hopper.token_mlp_backward(library, 0, *args)["dx"], clean)
 
 
 UNFIT = [

@@ -24,14 +24,13 @@ BUGS = {
     "no wait for norm(x)": ("mbarrier_wait(events.normed, turn);", ""),
     "no wait for dy": ("mbarrier_wait(events.dy, turn);", ""),
     "no wait for x": ("if (has_norm(p)) mbarrier_wait(events.x, turn);", ""),
-    "norm(x) replaced while it is read": ("mbarrier_wait(events.normed_read, turn);", ""),
-    "dy replaced while it is read": ("mbarrier_wait(events.dy_read, turn);", ""),
+    "tiles replaced while they are read": ("mbarrier_wait(events.read, turn);", ""),
     "dx stored before it is there": ("mbarrier_wait(events.dx, turn);", ""),
     "dx announced by whoever comes first": (
         "mbarrier_init(dx, kWarpgroup)",
         "mbarrier_init(dx, 1)",
     ),
-    "dy read by one warp": ("mbarrier_init(*read, kWarpgroup / 32)", "mbarrier_init(*read, 1)"),
+    "tiles read by one warp": ("mbarrier_init(read, kWarpgroup / 32)", "mbarrier_init(read, 1)"),
     "dy loaded over dx on its way": (
         "tma_store(maps.dx, {c, 0, b}, shared.dy[group]);\n    tma_store_commit();\n"
         "    tma_store_wait_read<0>();",
@@ -91,15 +90,9 @@ BUGS = {
     "w1 never handed back": ("shared.hand_back(box - 2, cluster);", ""),
     "w2 never handed back": ("shared.hand_back(box + 1, cluster);", ""),
     "dx of the last chunk alone": ("chunk + k > 1);", "k > 0);"),
-    "staged over sums that others read": ("if (chunk == 0 && p.mean)", "if (false)"),
     "ends over lines on their way": (
         "if (thread == 0) tma_store_wait_read<0>();\n    if (has_norm(p))",
         "if (has_norm(p))",
-    ),
-    "ends while others store lines": ("named_barrier(own, kWarpgroup);  // nothing", "// nothing"),
-    "exit with lines on their way": (
-        "if (thread == 0) tma_store_wait_read<0>();\n}",
-        "}",
     ),
     "no barrier before the exit": ("cluster_barrier();  // the others", "// the others"),
     "no barrier after the mbarriers' start": (

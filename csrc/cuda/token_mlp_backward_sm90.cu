@@ -65,9 +65,6 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
   Line<T>(&normed)[kDepth] = shared.normed[group], (&dy)[kDepth] = shared.dy[group];
   Line<T>(&lines)[kChunk] = shared.staged[group].lines;
   Events& events = shared.events[group];
-  const auto arrive = [&](Mbarrier& at) {
-    if (thread % 32 == 0) mbarrier_arrive(at);
-  };
   const Fragment fragment;
   const auto store = [&](const TensorMap& map, const uint32_t (&words)[kChunk / 16][4], int b,
                          int j) {
@@ -136,7 +133,7 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
       if (!more) break;
       wgmma_wait<0>(sums, dsums);
       shared.hand_back(box + 1, cluster);
-      if (chunk == chunks - 1) arrive(events.normed_read), arrive(events.dy_read);
+      if (chunk == chunks - 1 && thread % 32 == 0) mbarrier_arrive(events.read);
       const int j = chunk * kChunk;
       const int64_t part = int64_t{b} * parts_of_b1(p.C) + c / kChannels * 4 + warp;
       float* const db1 = p.db1 && c < p.C ? p.db1 + part * p.D + j : nullptr;
@@ -165,7 +162,6 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
     mbarrier_arrive(events.dx);
   });
   if (group == 0) take_turn();  // which the other one passed for nothing
-  if (thread == 0) tma_store_wait_read<0>();
 }
 
 template <class T, int kDepth, int kTokens>

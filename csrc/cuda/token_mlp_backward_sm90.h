@@ -8,11 +8,11 @@
 namespace shiftmlp {
 // What happens to a warpgroup's tile, in this order.
 struct Events {
-  Mbarrier normed, dy, normed_read, dy_read, x, dx;
+  Mbarrier normed, dy, read, x, dx;  // read: both by the products
 
   __device__ void init() {
     for (Mbarrier* const loaded : {&normed, &dy, &x}) mbarrier_init(*loaded, 1);
-    for (Mbarrier* const read : {&normed_read, &dy_read}) mbarrier_init(*read, kWarpgroup / 32);
+    mbarrier_init(read, kWarpgroup / 32);
     mbarrier_init(dx, kWarpgroup);
   }
 };
@@ -103,13 +103,10 @@ __device__ void copy(BackwardShared<T, kDepth, kTokens>& shared, const BackwardM
   load(shared.normed[group], maps.normed, events.normed, blockIdx.x / cluster);
   for_each_image(p, cluster, [&](int b, int turn) {
     load(shared.dy[group], maps.dy, events.dy, b);
-    mbarrier_wait(events.normed_read, turn);
+    mbarrier_wait(events.read, turn);
     const int next = b + gridDim.x / cluster;
     if (next < p.B) load(shared.normed[group], maps.normed, events.normed, next);
-    if (has_norm(p)) {
-      mbarrier_wait(events.dy_read, turn);
-      load(shared.dy[group], maps.x, events.x, b);
-    }
+    if (has_norm(p)) load(shared.dy[group], maps.x, events.x, b);
     mbarrier_wait(events.dx, turn);
     tma_store(maps.dx, {c, 0, b}, shared.dy[group]);
     tma_store_commit();
