@@ -122,7 +122,7 @@ def cases():
 
 
 def spoiled():
-    """ReLU has no slope where NaN is read beyond the end. An affine norm's dx does not look at x."""
+    """ReLU has no slope at NaN from beyond the end. An affine norm's dx does not look at x."""
     args = inputs(1, 16, 16, 64, 24, torch.bfloat16, "affine")
     args[1][0, 3, 5] = torch.inf
     return args
