@@ -34,7 +34,7 @@ struct Inside {
 std::optional<Inside> launch_inside(Call& call, const Mixture& mix, const Wanted& wanted,
                                     const NormParams& norm, const Normed& in, cudaStream_t stream) {
   const Images &x = mix.x, &dy = mix.dy;
-  if (mix.layers.size() < 2 || in.norm.mean || in.norm.weight.data || in.norm.bias.data) return {};
+  if (in.norm.mean || in.norm.weight.data || in.norm.bias.data) return {};
   const TokenLayer &first = mix.layers[0], &last = mix.layers[1];
   const Rows &w1 = first.w.rows, &w2 = last.w.rows;
   TokenMlpBackwardSm90Params p{};
@@ -92,12 +92,14 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   const Normed in = launch_norm_of(
       call, x, norm, mix.norm_args.eps, true, stream,
       [&](const Operand& dense) { return first.product(call, x, dense, like_inside); });
+  // Whatever is wanted of it, so that no gradient depends on which others are.
+  const bool needs_inside = two && (needs_hidden || of_last.w || wanted.scale);
   const std::optional<Inside> fused =
-      needs_normed ? launch_inside(call, mix, wanted, norm, in, stream) : std::nullopt;
+      needs_inside ? launch_inside(call, mix, wanted, norm, in, stream) : std::nullopt;
   Images inner{}, hidden{};  // of the first layer, before the activation and after it
   if (fused) {
     hidden = fused->hidden;
-  } else if (two && (needs_hidden || of_last.w || wanted.scale)) {
+  } else if (needs_inside) {
     const Tensor before = call.empty(inside, call.dtype()),
                  after = call.empty(inside, call.dtype());
     Result to = call.result(after);
