@@ -81,6 +81,13 @@ def libraries(name: str) -> list[str]:
     return flags
 
 
+def compile_command(name: str, source: Path) -> list[str]:
+    """All but the source's and the object's names."""
+    command = [*compilers(name)[source.suffix], "-c"]
+    is_for_gpus = name == "_C_cuda" and source.suffix == ".cu"
+    return command + (gencode(source.name) if is_for_gpus else [])
+
+
 @functools.cache
 def files_of(source: Path) -> list[Path]:
     """With all of our headers that it includes."""
@@ -95,42 +102,38 @@ def files_of(source: Path) -> list[Path]:
 
 
 def kept_as(command: list[str], source: Path) -> str:
-    """A name for the object that tells of all that it is made of, so that it serves every library
-    that the emulator is linked into: the module, and those with a bug in another object."""
-    words = [word for word in command if not word.startswith("-isystem")]
-    words += [source.name, sysconfig.get_config_var("SOABI")]
-    made_of = "\0".join([*words, *(file.read_text() for file in files_of(source))])
+    """A name for an object that tells of all that it is made of. So no object is made twice: not by
+    a build in another folder, nor for another library that the emulator is linked into."""
+    words = [word for word in command if not word.startswith("-isystem")]  # but for versions:
+    words += [sysconfig.get_config_var("SOABI"), metadata.version("torch") if TORCH else ""]
+    made_of = "\0".join([*words, source.name, *(file.read_text() for file in files_of(source))])
     return hashlib.sha256(made_of.encode()).hexdigest()[:20] + ".o"
 
 
+# An object is whole if it is there, and what its compiler said is kept beside it.
+WHOLE = '"$@" -o "$0.part" 2> "$0.txt" && mv "$0.part" "$0"; status=$?; cat "$0.txt" >&2; '
+WHOLE += "exit $status"
+
+
 def build_ninja(targets: dict[str, str], folder: Path) -> str:
-    """Makes every library, given as {name: target}, with its objects below ``folder``; those of the
-    emulator below build/emulator, where what is there needs not be made again."""
-    lines = [f"builddir = {folder}", "rule run", "  command = $command", "  depfile = $made_from"]
+    """Makes every library, given as {name: target}, and those of its objects that are not there."""
+    lines = [f"builddir = {folder}", "rule run", "  command = $command"]
     for name, target in targets.items():
         objects = []
         for source in (s for pattern in SOURCES[name] for s in sorted(Path("csrc").glob(pattern))):
-            command = [*compilers(name)[source.suffix], "-c"]
-            if name == "_emulator":
-                out = f"build/emulator/{kept_as(command, source)}"
-                if not Path(out).exists():  # which no command that was killed may leave half made
-                    whole = ["sh", "-c", '"$@" -o "$0.part" && mv "$0.part" "$0"', out]
-                    lines += _edge(out, [source], [*whole, *command, str(source)])
-            else:
-                out = f"{folder}/{name}/{source.name}.o"
-                command += gencode(source.name) if source.suffix == ".cu" else []
-                command += ["-MMD", "-MF", f"{out}.d", str(source), "-o", out]
-                lines += _edge(out, [source], command, f"{out}.d")
-            objects.append(out)
+            command = compile_command(name, source)
+            objects.append(f"build/objects/{kept_as(command, source)}")
+            if not Path(objects[-1]).exists():
+                command = ["sh", "-c", WHOLE, objects[-1], *command, str(source)]
+                lines += _edge(objects[-1], [source], command)
         link = [*CXX, "-shared", *LDFLAGS, *objects, *libraries(name)]
         lines += _edge(target, objects, [*link, "-o", target])
     return "\n".join(lines) + "\n"
 
 
-def _edge(output: str, inputs: list, command: list[str], depfile: str = "") -> list[str]:
+def _edge(output: str, inputs: list, command: list[str]) -> list[str]:
     output, *inputs = (
         str(path).replace("$", "$$").replace(" ", "$ ") for path in (output, *inputs)
     )
     edge = [f"build {output}: run {' '.join(inputs)}"]
-    edge.append(f"  command = {shlex.join(command).replace('$', '$$')}")
-    return edge + [f"  made_from = {depfile.replace('$', '$$')}"] * bool(depfile)
+    return [*edge, f"  command = {shlex.join(command).replace('$', '$$')}"]

@@ -2,9 +2,10 @@
 
 As the build made them, in the module ``shiftmlp._emulator``; or with a bug planted in a kernel, or
 so that races are told: then the same module is linked of the build's objects and of those that are
-compiled here. Whatever is made is kept by content under ``build/emulator``.
+compiled here. Whatever is made is kept by content under ``build/objects``.
 """
 
+import fcntl
 import hashlib
 import importlib
 import importlib.util
@@ -14,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +31,7 @@ import commands  # noqa: E402
 ROOT = CSRC.parent
 SOURCES = sorted(path for glob in commands.SOURCES["_emulator"] for path in CSRC.glob(glob))
 NVCC = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc")
-CACHE = (ROOT / "build/emulator").resolve()  # which copies of the tree may share
+CACHE = (ROOT / "build/objects").resolve()  # which copies of the tree may share
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # as in csrc/dispatch.h
 PLANTED_FLAGS = ["-w", "-O0", "-g0"]  # runs little, so what counts is how soon it is compiled
 INCLUDE = Path(torch.__file__).with_name("include")
@@ -48,15 +49,15 @@ def missing() -> str | None:
     return None if built else "_emulator was not built with this package"
 
 
-def build(source="", right="", wrong="", find_races: bool = races.WANTED) -> ModuleType:
+def build(source="", right="", wrong="", kernel="", find_races=races.WANTED) -> ModuleType:
     """The module; with ``wrong`` in the place of ``right``, which stands once in ``source``.
 
-    That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug.
-    CXXFLAGS ask for other objects than the build's.
+    That may be a header, such as "cuda/tile.h": all that include it are compiled with the bug, or
+    ``kernel`` alone. CXXFLAGS ask for other objects than the build's.
     """
     if not source and not find_races and not commands.CXXFLAGS:
         return _built()
-    return load(_link([_compile(path, source, right, wrong, (), find_races) for path in SOURCES]))
+    return load(_link(_compile_all(source, right, wrong, kernel, find_races)))
 
 
 def _built() -> ModuleType:
@@ -93,21 +94,40 @@ def build_ops(schemas: bool) -> Path:
     """The same with the kernels' adapters, which make them ops of ``torch.ops.shiftmlp_cuda`` for
     tensors in the CPU's memory; ``schemas``: nothing else has declared those."""
     adapters = sorted(CSRC.glob("cuda/*_op.cpp")) + [CSRC / "cuda/library.cpp"] * schemas
-    objects = [_compile(path, find_races=races.WANTED) for path in SOURCES]
-    objects += [_compile(path, flags=TORCH) for path in adapters]
+    objects = _compile_all(find_races=races.WANTED)
+    objects += _parallel(lambda path: _compile(path, flags=TORCH), adapters)
     return _link(objects, "-Wl,--no-as-needed", f"-L{INCLUDE.parent}/lib", "-ltorch", "-ltorch_cpu")
 
 
-def _compile(path: Path, source="", right="", wrong="", flags=(), find_races=False) -> Path:
-    is_planted = bool(source) and any(file.match(source) for file in commands.files_of(path))
-    command = [*commands.compilers("_emulator")[path.suffix], *flags, *PLANTED_FLAGS * is_planted]
+def _compile_all(source="", right="", wrong="", kernel="", find_races=False) -> list[Path]:
+    planted = [
+        path for path in SOURCES
+        if source and any(file.match(source) for file in commands.files_of(path))
+        and kernel in ("", path.name)
+    ]  # fmt: skip
+
+    def compile_one(path: Path) -> Path:
+        bug = (source, right, wrong) if path in planted else None
+        return _compile(path, bug, find_races=find_races)
+
+    # Of a function that several objects have, the first one's is linked.
+    return _parallel(compile_one, planted + [path for path in SOURCES if path not in planted])
+
+
+def _parallel(compile_one, paths: list[Path]) -> list[Path]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, paths))
+
+
+def _compile(path: Path, bug=None, flags=(), find_races=False) -> Path:
+    command = [*commands.compilers("_emulator")[path.suffix], *flags]
+    command += PLANTED_FLAGS if bug else []
     if find_races and path.suffix == ".cu":
         compiler = races.clang() or commands.CXX
         command = [*compiler, *command[len(commands.CXX) :], *races.FLAGS]
-    name = str(path.relative_to(ROOT))
-    if not is_planted:
-        command.append("-c")
-        return _make(commands.kept_as(command, path), [*command, name])
+    if not bug:
+        return _object([*command, "-c"], path)
+    source, right, wrong = bug
 
     def read(path: Path) -> str:
         text = path.read_text()
@@ -118,7 +138,7 @@ def _compile(path: Path, source="", right="", wrong="", flags=(), find_races=Fal
 
     text = _with_headers(path, read, [path]) if source.endswith(".h") else read(path)
     command += ["-x", "c++", "-", "-c", f"-iquotecsrc/{path.parent.name}"]
-    text = f'# 1 "{name}"\n{text}'
+    text = f'# 1 "{path.relative_to(ROOT)}"\n{text}'
     return _make(commands.kept_as([*command, text], path), command, text)
 
 
@@ -135,37 +155,52 @@ def _with_headers(path: Path, read, files: list[Path]) -> str:
     return re.sub(r'#include "(.*)"', put, read(path))
 
 
+def _object(command: list[str], path: Path) -> Path:
+    name = commands.kept_as(command, path)
+    return _make(name, [*command, str(path.relative_to(ROOT))])
+
+
 def _link(objects: list[Path], *libraries: str) -> Path:
     command = [*commands.CXX, "-shared", *commands.LDFLAGS, *map(str, objects), *libraries]
     return _make(hashlib.sha256(" ".join(command).encode()).hexdigest()[:20] + ".so", command)
 
 
-def build_for_hopper() -> ModuleType:
-    """The same functions for a GPU of compute capability 9.0; their tensors are the device's.
+def build_for_gpu() -> ModuleType:
+    """The same functions for a GPU, whose memory their tensors lie in: of the kernels as the build
+    made them, or, where it made none, for compute capability 9.0.
 
-    No word from the compiler passes: not of spills, not of products that it had to serialize.
+    No word from nvcc passes: not of spills, not of products that it had to serialize.
     """
-    sources = [CSRC / "emulator/library.cpp", *CSRC.glob("emulator/*.cu"), *CSRC.glob("cuda/*.cu")]
-    command = [str(NVCC), "-O3", "--threads=2", "-gencode=arch=compute_90a,code=sm_90a", "-shared"]
-    command += ["-Xptxas=--warn-on-spills", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra"]
-    command += ["-DUSE_CUDA", f"-Xcompiler={','.join(commands.pybind())}"]
-    names = [commands.kept_as(command, path) for path in sources]
-    name = hashlib.sha256(" ".join(names).encode()).hexdigest()[:20] + ".so"
-    return load(_make(name, [*command, *map(str, sources)]))
+    nvcc = [*commands.compilers("_C_cuda")[".cu"], "-c", "-gencode=arch=compute_90a,code=sm_90a"]
+
+    def compile_one(path: Path) -> Path:
+        built = CACHE / commands.kept_as(commands.compile_command("_C_cuda", path), path)
+        if not built.exists():
+            return _object([*nvcc, "-Xptxas=--warn-on-spills"], path)
+        assert not Path(f"{built}.txt").read_text(), path
+        return built
+
+    objects = _parallel(compile_one, [path for path in SOURCES if path.suffix == ".cu"])
+    host = [*commands.CXX, "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-DUSE_CUDA", "-c"]
+    host += [f"-isystem{commands.CUDA_HOME}/include", *commands.pybind()]
+    objects.append(_object(host, CSRC / "emulator/library.cpp"))
+    return load(_link(objects, *commands.libraries("_C_cuda")))
 
 
 def _make(name: str, command: list[str], text: str = "") -> Path:
-    """What the command makes of the text, out of the cache if it was made before."""
-    if not (CACHE / name).exists():
+    """What the command makes of the text, out of the cache if it was made before. A process that
+    finds another one making it waits."""
+    path = CACHE / name
+    if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            made = Path(folder, name)
-            done = subprocess.run(
-                [*command, "-o", made], input=text, text=True, capture_output=True, cwd=ROOT
-            )
-            assert done.returncode == 0 and not done.stderr, done.stderr
-            made.rename(CACHE / name)
-    return CACHE / name
+        with open(f"{path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                command = [*command, "-o", f"{path}.new"]
+                done = subprocess.run(command, input=text, text=True, capture_output=True, cwd=ROOT)
+                assert done.returncode == 0 and not done.stderr, done.stderr
+                Path(f"{path}.new").rename(path)
+    return path
 
 
 def spec_of(shift) -> str | None:

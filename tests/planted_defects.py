@@ -190,7 +190,7 @@ def first_failure(defect: Defect) -> str | None:
         shutil.copy(ROOT / "pyproject.toml", copy)
         # Kept by content: what the defect does not touch is compiled once for all.
         (copy / "build").mkdir()
-        (copy / "build/emulator").symlink_to(ROOT / "build/emulator")
+        (copy / "build/objects").symlink_to(ROOT / "build/objects")
         plant(defect, copy)
         file, _, expression = defect.tests.partition(" ")
         command = [sys.executable, "-m", "pytest", "-x", f"tests/{file}", "-k", expression]

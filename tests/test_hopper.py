@@ -245,7 +245,7 @@ BUGS = [(source, bug) for source in PLANTED for bug in PLANTED[source][0]]
 @pytest.mark.parametrize("source, bug", emulator.some(BUGS))
 def test_planted_bug_is_caught(source, bug):
     bugs, check_once = PLANTED[source]
-    library = emulator.build(emulator.holder(source, bugs[bug][0]), *bugs[bug])
+    library = emulator.build(emulator.holder(source, bugs[bug][0]), *bugs[bug], source)
     with pytest.raises((RuntimeError, AssertionError)):
         for seed in SEEDS:
             check_once(library, seed)

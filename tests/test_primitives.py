@@ -19,7 +19,7 @@ def conform(request):
     """emulator.conform on tensors of the CPU, whichever machine runs the kernel."""
     if request.param == "emulator":
         return functools.partial(emulator.conform, emulator.build())
-    library = emulator.build_for_hopper()
+    library = emulator.build_for_gpu()
 
     def on_gpu(primitive, out, a=None, b=None, *args, seed=0):
         tensors = [t if t is None else t.cuda() for t in (out, a, b)]
@@ -216,7 +216,7 @@ def test_planted_bug_of_a_cluster_is_caught(bug):
 
 @pytest.mark.skipif(not emulator.NVCC.exists(), reason="nvcc is not installed")
 def test_compiles_for_a_gpu_loads_and_says_why_it_cannot_run():
-    library = emulator.build_for_hopper()
+    library = emulator.build_for_gpu()
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="CUDA|driver"):
             emulator.conform(library, "turns", torch.empty(2, dtype=torch.int32))

@@ -242,7 +242,7 @@ REPORTS = [
 
 @pytest.mark.parametrize("source, bug, report", REPORTS, ids=lambda value: value)
 def test_report_names_the_line_and_the_cause(source, bug, report):
-    library = emulator.build(source, *PLANTED[source][0][bug])
+    library = emulator.build(source, *PLANTED[source][0][bug], "product.cu")
     with pytest.raises(RuntimeError, match=report):
         check_product(library, seed=0)
 
@@ -253,7 +253,7 @@ BUGS = [(source, bug) for source in PLANTED for bug in PLANTED[source][0]]
 @pytest.mark.parametrize("source, bug", emulator.some(BUGS))
 def test_planted_bug_is_caught(source, bug):
     bugs, check = PLANTED[source]
-    library = emulator.build(source, *bugs[bug])
+    library = emulator.build(source, *bugs[bug], "product.cu")
     with pytest.raises((RuntimeError, AssertionError)):
         for seed in SEEDS:
             check(library, seed)

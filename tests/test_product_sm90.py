@@ -263,7 +263,8 @@ def check_product(library, seed: int) -> None:
 @pytest.mark.parametrize("bug", emulator.some([*BUGS]))
 def test_planted_bug_is_caught(bug):
     right, wrong = BUGS[bug]
-    library = emulator.build(emulator.holder("product_sm90.cu", right), right, wrong)
+    kernel = "product_sm90.cu"
+    library = emulator.build(emulator.holder(kernel, right), right, wrong, kernel)
     with pytest.raises((RuntimeError, AssertionError)):
         for seed in SEEDS:
             check_product(library, seed)

@@ -93,7 +93,7 @@ PLANTED = {
 def test_planted_bug_is_told_with_both_lines(source, bug):
     right, wrong, *who = PLANTED[source, bug]
     holder = emulator.holder(source, right) if source.endswith("_sm90.cu") else source
-    library = emulator.build(holder, right, wrong, find_races=True)
+    library = emulator.build(holder, right, wrong, source, find_races=True)
     check = CHECKS[source.replace("passes_backward", "passes")]
     with pytest.raises(RuntimeError) as told:
         for seed in range(3):

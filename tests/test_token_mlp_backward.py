@@ -158,10 +158,13 @@ def test_leaves_to_products_what_does_not_fit(sizes, library):
         hopper.token_mlp_backward(library, 0, *inputs(1, *sizes, torch.bfloat16))
 
 
+KERNEL = "token_mlp_backward_sm90.cu"
+
+
 @pytest.mark.parametrize("bug", emulator.some(list(BUGS)))
 def test_planted_bug_is_caught(bug):
     right, wrong = BUGS[bug]
-    library = emulator.build(emulator.holder("token_mlp_backward_sm90.cu", right), right, wrong)
+    library = emulator.build(emulator.holder(KERNEL, right), right, wrong, KERNEL)
     with pytest.raises((RuntimeError, AssertionError)):
         for seed in SEEDS:
             check(library, seed)
