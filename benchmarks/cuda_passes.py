@@ -17,12 +17,14 @@ def rows_pass(way: Way, kernel: str, rows: int, C: int, nbytes: int, region="row
 def moments(way: Way, rows: int, C: int, norms: bool = False) -> Launch:
     """Of every row; ``norms``: and the norm by them."""
     nbytes = rows * (C * way.item * (1 + norms) + 8)
-    region = "normed" if norms else "row"
-    return rows_pass(way, "moments_kernel<true>", rows, C, nbytes, region, 1024)
+    launch = rows_pass(way, "norm_kernel<true>", rows, C, nbytes, "moments", 1024)
+    if norms:
+        launch.run("norm", 8 * C / 1024)
+    return launch
 
 
 def norm(way: Way, rows: int, C: int) -> Launch:
-    return rows_pass(way, "norm_kernel<true>", rows, C, 2 * rows * C * way.item)
+    return rows_pass(way, "norm_kernel<true>", rows, C, 2 * rows * C * way.item, "norm", 1024)
 
 
 def activation_backward(way: Way, rows: int, C: int) -> Launch:

@@ -33,8 +33,9 @@ COUNTED = {"fp32": ("FFMA", "FADD", "FMUL"), "mufu": ("MUFU",), "mma": ("HMMA", 
 @dataclass(frozen=True)
 class Region:
     """A loop that holds all instructions of ``has`` and none of ``lacks``, the innermost one or the
-    outermost; the weights of instructions on the way; the inner loops that do not count hold one of
-    ``apart``. Instructions are told by how they begin; "" is all of them."""
+    outermost; the weights of instructions on the way, and others ``inside`` of its inner loops;
+    those of which do not count that hold one of ``apart``. Instructions are told by how they begin;
+    "" is all of them."""
 
     has: str
     weights: dict[str, int] = field(default_factory=dict)
@@ -54,7 +55,7 @@ BF16 = {
     "CALL": -9,
     "WARPSYNC": -99,
 }
-ONCE = {"LDG.E.128": -99}
+ONCE = {"LDG.E.128": 0}  # a row is not read again
 GATHER = {"LDGSTS.E.BYPASS.128": 99, "IMAD.WIDE.U32": 9, "IMAD.HI": 9}
 NORM = {"FADD": 9, "FFMA": 9, "FMUL": -5, "LDG.E.": -99}
 ALL = {"FFMA": 99, "FMUL": 99, "MUFU": -9999}  # columns, each of which is scaled
@@ -113,11 +114,10 @@ REGIONS = {
     },
     "product_kernel<__nv_bfloat16": part_of(BF16),
     "product_kernel<float": part_of({"HADD2": -9, "F2FP": -9, "PRMT": -1}),
-    "moments_kernel<true>": {
-        "row": row({"STG": -99}, inside=ONCE),
-        "normed": row({"STG.E.128": 99}, inside=ONCE | {"STG.E.128": 999}),
+    "norm_kernel<true>": {
+        "moments": row({"SHFL": 99, "STG.E.128": -99}, inside=ONCE),
+        "norm": row({"MUFU": -999, "STG.E.128": 99, "FFMA": -9}, inside=ONCE),
     },
-    "norm_kernel<true>": {"row": row({})},
     "activation_backward_kernel<true>": {"row": row(SLOPE)},
     "sum_columns_kernel<true>": {"row": row({})},
     "norm_backward_kernel<true>": {

@@ -94,7 +94,7 @@ def test_token_mlp_by_hand():
 def test_a_pass_by_hand():
     launch = moments(HOPPER, 8 * 132, 512)
     assert (launch.parts, launch.busiest) == (132, 1)
-    of_a_row = issued(HOPPER, launch.kernel, "row") * 512 / 1024
+    of_a_row = issued(HOPPER, launch.kernel, "moments") * 512 / 1024
     assert launch.clocks["issue"] == pytest.approx(8 * of_a_row / 4)
     few = moments(HOPPER, 8, 512)
     assert few.times_us()["memory"] == pytest.approx(1e6 * few.nbytes / 4.3e12 * 132)
@@ -189,7 +189,7 @@ def test_every_line_of_the_table_has_all_columns():
     case = predict.select(["channel_mlp"])[0]
     row = predict.predict(case, 256, "fwd", HOPPER)
     assert [predict.short(one["kernel"]) for one in row["launches"]] == [
-        "moments", "product_sm90", "product_sm90",
+        "norm", "product_sm90", "product_sm90",
     ]  # fmt: skip
     assert len(predict.cells(row)) == len(predict.COLUMNS)
     assert len(predict.of_launches(row)) == 1 + 3
