@@ -195,23 +195,25 @@ def _fit(cubin: bytes, shared: int) -> int:
     return read_cubin(cubin, shared)[0].resident(ARCH)
 
 
-def call_of(case: Case, batch: int, direction: str):
-    """The Triton launcher of a case on meta tensors, with the arguments of a benchmark's call."""
+def call_of(
+    case: Case, batch: int, direction: str, backend="triton", device="meta", dtype=torch.bfloat16
+):
+    """A backend's launcher of a case on empty tensors, with the arguments of a benchmark's call."""
     captured = []
     tensors = {
-        name: torch.empty(shape, dtype=torch.bfloat16, device="meta")
+        name: torch.empty(shape, dtype=dtype, device=device)
         for name, shape in case.shapes(batch).items()
     }
     with mock.patch.object(functional, "_call", lambda *called: captured.append(called)):
         ours(case.op, "triton")(**tensors)
     [(op, *inputs, _)] = captured
     if direction == "fwd":
-        return lambda: op.kernels["triton"][0](*inputs)
+        return lambda: op.kernels[backend][0](*inputs)
     given = dict(zip(op.names, inputs, strict=False))
     dy = torch.empty_like(next(iter(tensors.values())))
     needs = [given[name] is not None for name in op.asked]
     inputs = (dy, *(given[name] for name in op.saved), needs)
-    return lambda: op.backward.kernels["triton"][0](*inputs)
+    return lambda: op.backward.kernels[backend][0](*inputs)
 
 
 def predict(case: Case, batch: int, direction: str, resident=compiled_fit) -> dict:

@@ -1,290 +1,255 @@
-"""Predicts how close the kernels for sm_90a come to their floor on an H200, from their tiles.
+"""Predicts how close the CUDA kernels come to their floor, from their tiles and machine code.
 
-    python benchmarks/predict_cuda.py [OP ...] [--batch N]
+    python benchmarks/predict_cuda.py [OP ...] [--batch N] [--launches] [--json FILE]
 
-No GPU is needed. Every launch has the clocks that its busiest block spends in each pipe: tensor
-cores (at a library's rate), GELU, shared memory and the L2. The prediction is optimistic: all pipes
-and the memory at the same time, so that the slowest decides. "apart" is one after another. Blocks
-are persistent, one on each multiprocessor.
+No GPU is needed. An op is the launches of its adapter in csrc/cuda: on an H200 in bfloat16, where
+the kernels for sm_90a take the tensors; the portable ones in TF32 there, and in both on an A100.
+A launch takes as long as its slowest pipe on the multiprocessor that has most parts, or as the
+memory: that is optimistic, and the prediction with which a first run on a GPU is compared. "apart"
+is one after another. A launch's floor is that of the operations and bytes that it has to do.
 """
 
 import argparse
-import math
+import dataclasses
+import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from predict import CLOCK, GELU_CLOCKS, H200, LAUNCH_US, MULTIPROCESSORS, up  # noqa: E402
+from cuda_model import DEVICES, Launch, Way  # noqa: E402
+from cuda_passes import (  # noqa: E402
+    activation_backward,
+    moments,
+    norm,
+    norm_backward,
+    spatial_shift,
+    sum_columns,
+)
+from cuda_products import product, token_linear_sm90, token_mlp_sm90, weight_gradient  # noqa: E402
 
-from shiftmlp.bench.cases import Case, select  # noqa: E402
+from shiftmlp.bench.cases import SHAPES, Case, select  # noqa: E402
 from shiftmlp.bench.report import _aligned  # noqa: E402
 
-TENSOR = H200.rate / MULTIPROCESSORS / CLOCK  # operations of a multiprocessor in a clock
-SHARED = 128  # bytes in a clock (CUDA programming guide: 32 banks of 4)
-# Bytes in a clock. Assumed: what Chips and Cheese (2023) measured on an H100 PCIe, whose clock is
-# lower and which has fewer multiprocessors.
-L2 = 5.5e12 / MULTIPROCESSORS / CLOCK
-LINE = 128  # bytes of a row of shared memory: 64 values
+H200, A100 = DEVICES
+WAYS = (
+    Way(H200, "bf16", hopper=True), Way(H200, "tf32", hopper=False),
+    Way(A100, "bf16", hopper=False), Way(A100, "tf32", hopper=False),
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Launch:
-    """``parts`` of the work, each of which takes a block so many clocks of every pipe."""
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """An op over tokens: ``D`` hidden units or one layer, a LayerNorm or an affine, a scale, a
+    residual, and a factor for every element, which products for sm_90a do not take."""
 
-    kernel: str
-    parts: int
-    clocks: dict[str, float]
-    nbytes: int
+    D: int | None = None
+    layer_norm: bool = True
+    scale: bool = False
+    residual: bool = True
+    factor: bool = False
 
-    def times_us(self) -> dict[str, float]:
-        """Of every pipe and of the memory."""
-        busiest = math.ceil(self.parts / MULTIPROCESSORS)
-        pipes = {name: 1e6 * busiest * clocks / CLOCK for name, clocks in self.clocks.items()}
-        return pipes | {"memory": 1e6 * self.nbytes / H200.bandwidth}
+    def norm(self, way: Way, B: int, S: int, C: int) -> list[Launch]:
+        if self.layer_norm:
+            return [moments(way, B * S, C, norms=way.hopper)]
+        return [norm(way, B * S, C)] * way.hopper
 
-    def bound(self) -> str:
-        times = self.times_us()
-        return max(times, key=times.get)
+    def forward(self, way: Way, B: int, S: int, C: int) -> list[Launch]:
+        if way.hopper and not self.factor:
+            first = [moments(way, B * S, C)] * self.layer_norm
+            if self.D:
+                return [*first, *token_mlp_sm90(way, B, S, S, C, self.D)]
+            return [*first, token_linear_sm90(way, B, S, S, C)]
+        way = dataclasses.replace(way, hopper=False)
+        read = self.residual + self.factor
+        mixes = {"layout": (True, False), "shared": (False, True)}
+        if not self.D:
+            last = product(way, C, S, S, B, **mixes, turned=1, read=read)
+            return [*self.norm(way, B, S, C), last]
+        return [
+            *self.norm(way, B, S, C),
+            product(way, C, self.D, S, B, **mixes, turned=1, kind="gelu"),
+            product(way, C, S, self.D, B, **mixes, read=read),
+        ]
 
-    def predicted_us(self) -> float:
-        return max(self.times_us().values()) + LAUNCH_US
-
-    def apart_us(self) -> float:
-        return sum(self.times_us().values()) + LAUNCH_US
-
-
-def wgmma(steps: int, n: int, a_in_registers: bool) -> tuple[float, float]:
-    """Clocks of the tensor cores and of shared memory for products of 64 x 16 by 16 x n."""
-    operands = 16 * n * 2 + (0 if a_in_registers else 64 * 16 * 2)
-    return steps * 2 * 64 * 16 * n / TENSOR, steps * operands / SHARED
-
-
-def a_pass(kernel: str, nbytes: int) -> Launch:
-    return Launch(kernel, MULTIPROCESSORS, {}, nbytes)
-
-
-def tokens_of_tiles(S: int, T: int, mlp: bool) -> tuple[int, int, int]:
-    """Of x, of y, and how many of y: as csrc/cuda/token_*_sm90.cu choose."""
-    if max(S, T) <= 64:
-        return 64, 64, 1
-    if max(S, T) <= (144 if mlp else 128):
-        return (144, 144, 1) if mlp else (128, 128, 1)
-    if S <= 208 and T <= (200 if mlp else 208):
-        return 208, 200 if mlp else 208, 1
-    return 256, 128, math.ceil(T / 128)
-
-
-def token_linear(B: int, S: int, C: int) -> list[Launch]:
-    depth, tokens, down = tokens_of_tiles(S, S, mlp=False)
-    pairs = math.ceil(B * math.ceil(C / 64) / 2) * down
-    tensor, shared = wgmma(depth // 16, tokens, a_in_registers=True)
-    moved = 2 * (depth + tokens) * LINE / SHARED  # by TMA, and to or from registers
-    clocks = {"tensor": 2 * tensor, "shared": 2 * (shared + moved)}
-    return [Launch("token_linear_sm90_kernel", pairs, clocks, 2 * (2 * B * S * C + S * S))]
-
-
-def token_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
-    depth, tokens, down = tokens_of_tiles(S, S, mlp=True)
-    pairs, chunks = math.ceil(B * math.ceil(C / 64) / 2) * down, math.ceil(D / 64)
-    products = wgmma(depth // 16, 64, True), wgmma(4, tokens, True)
-    tensor, shared = (2 * chunks * sum(clocks) for clocks in zip(*products, strict=True))
-    weights = chunks * (depth + up(tokens, 16)) * LINE  # once for both warpgroups
-    clocks = {
-        "tensor": tensor,
-        "gelu": 2 * 64 * chunks * 64 * GELU_CLOCKS,
-        "shared": shared + (weights + 4 * (depth + tokens) * LINE) / SHARED,
-        "L2": weights / 2 / L2,  # half of them by each of two blocks
-    }
-    return [
-        a_pass("moments_kernel", B * S * (2 * C + 8)),
-        Launch("token_mlp_sm90_kernel", pairs, clocks, 2 * (2 * B * S * C + 2 * S * D) + 8 * B * S),
-    ]
+    def backward(self, way: Way, B: int, S: int, C: int) -> list[Launch]:
+        way = dataclasses.replace(way, hopper=way.hopper and not self.factor)
+        D = self.D
+        turned = not way.hopper  # the norm's operand
+        into_last = 0 if D else turned
+        mixes = {"layout": (True, False), "shared": (False, True)}
+        adjoint = {"layout": (True, True), "shared": (False, True)}
+        launches = self.norm(way, B, S, C)
+        if D:
+            launches.append(product(way, C, D, S, B, **mixes, turned=turned, kind="inner"))
+        if self.factor or self.scale:
+            again = product(way, C, S, D or S, B, **mixes, turned=into_last, read=self.factor)
+            launches.append(again)
+        if self.scale:
+            launches += norm_backward(way, B * S, C, sums=1, tensors=2)
+            launches.append(norm(way, B * S, C))
+        launches += weight_gradient(way, D or S, S, C, B, turned=into_last + self.factor)
+        launches += sum_columns(way, B, S, C, tensors=1 + self.factor)
+        if D:
+            launches.append(product(way, C, D, S, B, **adjoint, kind="slope", read=1))
+            launches += weight_gradient(way, S, D, C, B, turned=turned)
+            launches += sum_columns(way, B, D, C)
+        launches.append(product(way, C, S, D or S, B, **adjoint, turned=self.factor))
+        return launches + norm_backward(way, B * S, C, means=self.layer_norm)
 
 
-def tiles_of_product(M: int, N: int, images: int = 1) -> tuple[int, int, int]:
-    """Columns of a part, blocks of a cluster and all their parts, as csrc/cuda/product_sm90.cu
-    chooses."""
-
-    def parts(columns, cluster):
-        return math.ceil(M / columns) * math.ceil(N / (128 * cluster)) * cluster * images
-
-    def most(columns, cluster):
-        return math.ceil(parts(columns, cluster) / MULTIPROCESSORS)
-
-    columns = min((256, 192, 128), key=lambda columns: most(columns, 1) * (columns + 32))
-    cluster = 2 if N > 128 and most(columns, 2) <= most(columns, 1) else 1
-    return columns, cluster, parts(columns, cluster)
-
-
-def product(
-    M: int, N: int, K: int, images: int = 1, *, splits: int = 0, one_weight: bool = False,
-    gelu: bool = False, read: int = 0, written: int = 1,
-) -> Launch:  # fmt: skip
-    """``one_weight``: all images share the rows; ``read`` and ``written``: tensors like the result
-    that the epilogue reads, and that it writes."""
-    columns, cluster, parts = tiles_of_product(M, N, splits or images)
-    steps = up(K, 64) // 16 * images / (splits or images)
-    tensor, shared = (2 * clocks for clocks in wgmma(steps, columns, a_in_registers=False))
-    landed = steps / 4 * (128 + columns) * LINE
-    terms = K * images / (splits or images)  # TMA fills a chunk beyond them with zeros
-    loaded = terms * 2 * (128 + columns / cluster)  # the other block has the rest sent
-    stored = 128 * columns * (4 if splits else 2 * written)
-    clocks = {
-        "tensor": tensor,
-        "gelu": gelu * 128 * columns * GELU_CLOCKS,
-        "shared": shared + (landed + (0 if splits else 2 * stored)) / SHARED,
-        "L2": (loaded + stored + 128 * columns * 2 * read) / L2,
-    }
-    operands = 2 * ((1 if one_weight else images) * N * K + images * M * K)
-    results = splits * N * M * 4 if splits else images * N * M * 2 * (read + written)
-    return Launch("product_sm90_kernel", parts, clocks, operands + results)
-
-
-def weight_gradient(M: int, N: int, K: int, images: int = 1) -> list[Launch]:
-    """In parts as csrc/cuda/operands.h chooses, and their sum."""
-    blocks, terms = math.ceil(M / 256) * math.ceil(N / 128), images * K
-    most = min(math.ceil(4 * MULTIPROCESSORS / blocks), terms // 256)
-
-    def cost(splits):
-        waves = math.ceil(blocks * splits / MULTIPROCESSORS)
-        return waves * math.ceil(terms / splits) + splits * M * N // 6000
-
-    splits = min(range(1, max(most, 1) + 1), key=cost)
-    parts = product(M, N, K, images, splits=splits)
-    return [parts, a_pass("sum_parts_kernel", M * N * (4 * splits + 2))]
-
-
-def normed(rows: int, C: int) -> list[Launch]:
-    return [a_pass("moments_kernel", rows * (4 * C + 8))]
-
-
-def norm_backward(rows: int, C: int) -> Launch:
-    return a_pass("norm_backward_kernel", rows * (6 * C + 8))
-
-
-def channel_mlp(B: int, S: int, C: int, D: int) -> list[Launch]:
-    rows = B * S
-    return [*normed(rows, C), product(D, rows, C, gelu=True), product(C, rows, D, read=1)]
-
-
-def shift_mlp(B: int, H: int, W: int, C: int, D: int) -> list[Launch]:
-    return channel_mlp(B, H * W, C, D)
-
-
-def shift_linear(B: int, H: int, W: int, C: int) -> list[Launch]:
-    return [product(C, B * H * W, C)]
-
-
-def token_linear_backward(B: int, S: int, C: int) -> list[Launch]:
-    return [
-        *weight_gradient(S, S, C, B),
-        a_pass("sum_columns_kernel", 2 * B * S * C),
-        product(C, S, S, B, one_weight=True),
-    ]
-
-
-def token_mlp_backward(B: int, S: int, C: int, D: int) -> list[Launch]:
-    return [
-        *normed(B * S, C),
-        product(C, D, S, B, one_weight=True, gelu=True, written=2),
-        *weight_gradient(D, S, C, B),
-        a_pass("sum_columns_kernel", 2 * B * S * C),
-        product(C, D, S, B, one_weight=True, gelu=True, read=1),
-        *weight_gradient(S, D, C, B),
-        a_pass("sum_columns_kernel", 2 * B * D * C),
-        product(C, S, D, B, one_weight=True),
-        norm_backward(B * S, C),
-    ]
-
-
-def channel_mlp_backward(B: int, S: int, C: int, D: int) -> list[Launch]:
+def channel_mlp(way: Way, B: int, S: int, C: int, D: int, gathered: int = 0) -> list[Launch]:
     rows = B * S
     return [
-        *normed(rows, C),
-        product(D, rows, C, gelu=True, written=2),
-        a_pass("norm_backward_kernel", 2 * rows * C),  # of the bias
-        *weight_gradient(D, C, rows),
-        product(D, rows, C, gelu=True, read=1),
-        *weight_gradient(C, D, rows),
-        a_pass("norm_backward_kernel", 2 * rows * D),
-        product(C, rows, D),
-        norm_backward(rows, C),
+        moments(way, rows, C, norms=way.hopper),
+        product(way, D, rows, C, turned=not way.hopper, kind="gelu"),
+        product(way, C, rows, D, read=1, gathered=gathered),
     ]
 
 
-def shift_mlp_backward(B: int, H: int, W: int, C: int, D: int) -> list[Launch]:
-    """As the same without a shift, whose adjoint and slope are passes of their own."""
-    moved = B * H * W * D
+def channel_mlp_backward(way: Way, B: int, S: int, C: int, D: int) -> list[Launch]:
+    return _channels_backward(way, B * S, C, D)
+
+
+def shift_mlp(way: Way, B: int, H: int, W: int, C: int, D: int) -> list[Launch]:
+    """That for sm_90a moves the hidden as it is stored."""
+    return channel_mlp(way, B, H * W, C, D, gathered=not way.hopper)
+
+
+def shift_mlp_backward(way: Way, B: int, H: int, W: int, C: int, D: int) -> list[Launch]:
+    return _channels_backward(way, B * H * W, C, D, (B, H, W))
+
+
+def _channels_backward(way: Way, rows: int, C: int, D: int, grid=None) -> list[Launch]:
+    sums, adjoint = {"layout": (True, True)}, {"layout": (True, False)}
+    turned = not way.hopper
+    if grid:  # moved by a pass of its own, and so the slope is one too
+        back = [
+            product(way, D, rows, C, **adjoint),
+            spatial_shift(way, *grid, D, backward=True),
+            activation_backward(way, rows, D),
+        ]
+    else:
+        back = [product(way, D, rows, C, **adjoint, kind="slope", read=1)]
     return [
-        *channel_mlp_backward(B, H * W, C, D),
-        a_pass("spatial_shift_kernel", 4 * moved),
-        a_pass("activation_backward_kernel", 6 * moved),
+        moments(way, rows, C, norms=way.hopper),
+        product(way, D, rows, C, turned=turned, kind="inner"),
+        *norm_backward(way, rows, C, sums=1, tensors=1),
+        *weight_gradient(way, D, C, rows, **sums, gathered=bool(grid) and turned),
+        *back,
+        *weight_gradient(way, C, D, rows, **sums, turned=turned),
+        *norm_backward(way, rows, D, sums=1, tensors=1),
+        product(way, C, rows, D, **adjoint),
+        *norm_backward(way, rows, C),
     ]
 
 
-def shift_linear_backward(B: int, H: int, W: int, C: int) -> list[Launch]:
-    rows = B * H * W
+def shift_linear(way: Way, B: int, H: int, W: int, C: int) -> list[Launch]:
+    return [product(way, C, B * H * W, C, gathered=1)]
+
+
+def shift_linear_backward(way: Way, B: int, H: int, W: int, C: int) -> list[Launch]:
+    rows, gathered = B * H * W, not way.hopper
     return [
-        a_pass("norm_backward_kernel", 2 * rows * C),
-        a_pass("spatial_shift_kernel", 4 * rows * C),
-        *weight_gradient(C, C, rows),
-        product(C, rows, C),
-        a_pass("spatial_shift_kernel", 4 * rows * C),
+        *norm_backward(way, rows, C, sums=1, tensors=1),
+        *[spatial_shift(way, B, H, W, C)] * way.hopper,
+        *weight_gradient(way, C, C, rows, layout=(True, True), gathered=gathered),
+        product(way, C, rows, C, layout=(True, False)),
+        spatial_shift(way, B, H, W, C, backward=True),
     ]
 
 
-OPS = {f.__name__: f for f in (token_linear, token_mlp, channel_mlp, shift_mlp, shift_linear)}
-BACKWARD = {name: globals()[f"{name}_backward"] for name in OPS}
-COLUMNS = (
-    "op",
-    "case",
-    "direction",
-    "launch",
-    "parts",
-    "waves",
-    "bound by",
-    "predicted us",
-    "apart us",
-)
-COLUMNS += ("floor us", "predicted", "apart")
+# As the cases call them: see shiftmlp/bench/baselines.py.
+TOKENS = {
+    "token_mlp": lambda D: Tokens(D),
+    "token_linear": lambda: Tokens(layer_norm=False, scale=True),
+    "token_gate": lambda: Tokens(residual=False, factor=True),
+}
 
 
-def table(case: Case, batch: int, direction: str) -> list[tuple[str, ...]]:
-    """A line for every launch, then the op's."""
-    launches = (OPS if direction == "fwd" else BACKWARD)[case.op](batch, **dict(case.sizes))
-    floor = H200.floor(case.flops(batch, direction), case.bytes(batch, direction, 2))
-    first = case.op, case.name, direction
-    lines = [
-        (
-            *first, one.kernel, str(one.parts), f"{one.parts / MULTIPROCESSORS:.2f}", one.bound(),
-            f"{one.predicted_us():.1f}", f"{one.apart_us():.1f}", "", "", "",
-        )
-        for one in launches
-    ]  # fmt: skip
+def launches_of(case: Case, batch: int, direction: str, way: Way) -> list[Launch]:
+    """Those of the case's adapter, in their order."""
+    sizes, backward = dict(case.sizes), direction == "bwd"
+    if case.op in TOKENS:
+        op = TOKENS[case.op](**{name: sizes.pop(name) for name in ("D",) if name in sizes})
+        return (op.backward if backward else op.forward)(way, batch, **sizes)
+    if case.op == "spatial_shift":
+        return [spatial_shift(way, batch, **sizes, backward=backward)]
+    return globals()[case.op + "_backward" * backward](way, batch, **sizes)
+
+
+def predict(case: Case, batch: int, direction: str, way: Way) -> dict:
+    launches = launches_of(case, batch, direction, way)
+    flops, nbytes = case.flops(batch, direction), case.bytes(batch, direction, way.item)
+    floor = way.floor_us(flops, nbytes)
     predicted = sum(one.predicted_us() for one in launches)
     apart = sum(one.apart_us() for one in launches)
-    shares = (f"{floor / time:.0%}" for time in (predicted, apart))
-    whole = f"{predicted:.1f}", f"{apart:.1f}", f"{floor:.1f}"
-    return [*lines, (*first, "all", "", "", "", *whole, *shares)]
+    return {
+        "device": way.device.name, "dtype": way.dtype, "op": case.op, "case": case.name,
+        "batch": batch, "direction": direction, "predicted_us": predicted, "apart_us": apart,
+        "floor_us": floor, "share": floor / predicted, "apart_share": floor / apart,
+        "launches": [
+            {
+                "kernel": one.kernel, "parts": one.parts, "busiest": one.busiest,
+                "waves": one.waves, "bound": one.bound(), "times_us": one.times_us(),
+                "predicted_us": one.predicted_us(), "apart_us": one.apart_us(),
+                "floor_us": one.floor_us(), "share": one.floor_us() / one.predicted_us(),
+            }
+            for one in launches
+        ],
+    }  # fmt: skip
+
+
+COLUMNS = ("op", "case", "", "launches", "longest", "bound by", "of it", "us", "apart", "floor")
+COLUMNS += ("share", "apart")
+OF_A_LAUNCH = ("", "kernel", "parts", "busiest", "waves", "bound by", "us", "apart", "share")
+
+
+def cells(row: dict) -> tuple[str, ...]:
+    """An op in one line."""
+    longest = max(row["launches"], key=lambda one: one["predicted_us"])
+    part = longest["predicted_us"] / row["predicted_us"]
+    times = (f"{row[name]:.1f}" for name in ("predicted_us", "apart_us", "floor_us"))
+    shares = (f"{row[name]:.0%}" for name in ("share", "apart_share"))
+    named = row["op"], row["case"], row["direction"], str(len(row["launches"]))
+    return *named, short(longest["kernel"]), longest["bound"], f"{part:.0%}", *times, *shares
+
+
+def short(kernel: str) -> str:
+    return kernel.partition("_kernel")[0]
+
+
+def of_launches(row: dict) -> list[str]:
+    lines = [
+        (
+            "  ", one["kernel"], str(one["parts"]), str(one["busiest"]), f"{one['waves']:.2f}",
+            one["bound"], f"{one['predicted_us']:.1f}", f"{one['apart_us']:.1f}",
+            f"{one['share']:.0%}",
+        )
+        for one in row["launches"]
+    ]  # fmt: skip
+    return _aligned([OF_A_LAUNCH, *lines])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("ops", nargs="*", metavar="OP", choices=[*OPS, []])
+    parser.add_argument("ops", nargs="*", metavar="OP", choices=[*SHAPES, []])
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--launches", action="store_true", help="every launch of an H200 in bf16")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every launch, written there")
     options = parser.parse_args()
-    cases = [case for case in select(options.ops) if case.op in OPS]
-    print(f"PREDICTED for an H200, bfloat16, batch {options.batch}")
-    lines = [
-        line
-        for direction in ("fwd", "bwd")
-        for case in cases
-        for line in table(case, options.batch, direction)
-    ]
-    print("\n".join(_aligned([COLUMNS, *lines])))
+    order = [(case, way) for way in ("fwd", "bwd") for case in select(options.ops)]
+    rows = []
+    for way in WAYS:
+        some = [predict(case, options.batch, direction, way) for case, direction in order]
+        print(f"PREDICTED for an {way.device.name}, {way.dtype}, batch {options.batch}")
+        print("\n".join(_aligned([COLUMNS, *map(cells, some)])))
+        rows += some
+    for row in rows[: len(order)] if options.launches else ():
+        print(row["op"], row["case"], row["direction"], *of_launches(row), sep="\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

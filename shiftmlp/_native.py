@@ -13,6 +13,8 @@ except ImportError:
     _host = None
 
 _BUILD = "pip install --no-build-isolation builds it, or says what is missing"
+# What is asked of a library besides its ops.
+_FUNCTIONS = {"_C_cpu.so": "shiftmlp_cpu_engine", "_C_cuda.so": "shiftmlp_cuda_archs"}
 
 
 def _truncated(path: Path) -> str | None:
@@ -40,6 +42,8 @@ def load(path: Path) -> str | None:
         if reason := _truncated(path):
             return reason
         torch.ops.load_library(path)
+        if not hasattr(ctypes.CDLL(str(path)), _FUNCTIONS[path.name]):
+            return f"{path.name} was built with another version of this package ({_BUILD})"
     except (OSError, RuntimeError) as error:
         built_for = build_info().get("torch", "unknown")
         cause = error.__cause__ or error  # the linker's words, which torch wraps

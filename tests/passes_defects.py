@@ -24,38 +24,22 @@ COLUMNS = {
     "alignment of pointers not asked for": ("&& bytes_ % 16 == 0", ""),
 }
 
-LONG_ROW = """if (columns > Strip::kColumns) strip = Strip(x, row, begin, columns);
-#pragma unroll
-      for (int i = 0; i < Strip::kLoads; ++i) {
-        const Columns<kAligned> at = strip.columns(begin, columns, i);
-        if (!at.has(0)) break;
-"""
-
 PASSES = {
-    "rest of a long row not read": ("if (begin > 0) strip", "if (false) strip"),
-    "end of a long row taken for its beginning": (
-        LONG_ROW + "        Floats v",
-        LONG_ROW.replace("columns > Strip::kColumns", "false") + "        Floats v",
-    ),
-    "the norm of a long row's end at its beginning": (
-        LONG_ROW + "        const Floats factor",
-        LONG_ROW.replace("columns > Strip::kColumns", "false") + "        const Floats factor",
-    ),
+    "rest of a long row not read": ("if (begin != held) strip", "if (false) strip"),
+    "beginning of a long row not read again": ("begin != held", "begin > held"),
+    "what is held not noted": ("held = begin, columns", "begin, columns"),
     "columns beyond the end centred": ("at.has(j) ? v.at[j] - center : 0.0f", "v.at[j] - center"),
     "one row beyond the end": ("row < rows; row += warps", "row <= rows; row += warps"),
     "one lane's sum for the mean": ("warp_sum(total) / columns", "total / columns"),
     "one lane's sum for the variance": ("warp_sum(squares)", "squares"),
     "one lane's sum for a row": ("total = warp_sum(total);", ""),
-    "the mean not taken off": ("(v.at[j] - center) * rstd", "v.at[j] * rstd"),
-    "residual of the first row": ("rest(residual, row, begin", "rest(residual, 0, begin"),
-    "result beyond the row": (
-        "v.at[j] * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row",
-        "v.at[j] * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row + 1",
-    ),
-    "result of a layer norm beyond the row": (
-        "deviation * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row",
-        "deviation * factor.at[j] + added.at[j];\n        }\n        store(v, y, dtype, row + 1",
-    ),
+    "the mean not taken off": ("(v.at[j] - center) * deviation", "v.at[j] * deviation"),
+    "given moments not read": ("else if (norm.mean)", "else if (false)"),
+    "moments not written": ("norm.mean[row] = center, norm.rstd[row] = deviation", ""),
+    "residual of the first row": ("residual.load(row, at)", "residual.load(0, at)"),
+    "a scale without a residual left out": ("scale.data || residual.data", "residual.data"),
+    "a residual without a scale left out": ("scale.data || residual.data", "scale.data"),
+    "result beyond the row": ("store(v, y, dtype, row", "store(v, y, dtype, row + 1"),
     "gradient of an activation beyond the row": (
         "store(v, dx, dtype, row",
         "store(v, dx, dtype, row + 1",
@@ -75,16 +59,9 @@ PASSES = {
     ),
     "parts that overlap": ("image = images * part / parts", "image = 0"),
     "every image the first": ("first(a, image * rows + row", "first(a, row"),
-    "alignment of x not asked for in the moments": (
-        "alignment.with(x).with(weight)",
-        "alignment.with(weight)",
-    ),
-    "alignment of the layer norm's weight not asked for": ("(x).with(weight)", "(x)"),
-    "alignment of the layer norm's bias not asked for": ("(weight).with(bias)", "(weight)"),
-    "alignment of the layer norm's result not asked for": ("(bias).with(y)", "(bias)"),
     "layer norm without the deviation": ("- center) * deviation *", "- center) *"),
-    "layer norm without the weight": ("load(weight, 1.0f, at), added", "load({}, 1.0f, at), added"),
-    "layer norm without the bias": ("added = load(bias, 0.0f, at)", "added{}"),
+    "norm without the weight": ("load(norm.weight, 1.0f, at)", "load({}, 1.0f, at)"),
+    "norm without the bias": ("load(norm.bias, 0.0f, at)", "load({}, 0.0f, at)"),
     "alignment of x not asked for in the norm": (
         "alignment.with(x).with(norm",
         "alignment.with(norm",

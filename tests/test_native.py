@@ -125,6 +125,16 @@ def test_library_for_another_torch_names_both(tmp_path):
     assert "torch_of_tomorrow" in reason and f"this is torch {torch.__version__}" in reason
 
 
+def test_library_of_another_version_has_a_sentence(tmp_path):
+    if not shutil.which("g++"):
+        pytest.skip("g++ is not installed")
+    source, path = tmp_path / "older.c", tmp_path / "_C_cuda.so"
+    source.write_text("int shiftmlp_cuda_version = 0;")
+    subprocess.run(["g++", "-shared", "-fPIC", source, "-o", path], check=True)
+    reason = _native.load(path)
+    assert reason.startswith("_C_cuda.so was built with another version of this package")
+
+
 @pytest.mark.parametrize(
     "env, says",
     [

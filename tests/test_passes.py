@@ -142,6 +142,9 @@ def check_passes(library, seed):
         y = passes.norm(x, passes.moments(x))
         assert_close_to_rounding(y, normalize(x, "layer_norm", None, None, EPS))
         assert torch.equal(passes.layer_norm(x, None, None)[0], y)
+        scale, residual = fenced(torch.randn(C)), fenced(torch.randn_like(x))
+        assert torch.equal(passes.norm(x, scale=scale), x * scale)
+        assert torch.equal(passes.norm(x, residual=residual), x + residual)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -15,13 +15,13 @@ void launch_last(Call& call, const ChannelLayer& layer, int32_t positions, const
   check_shape(y, sizes, "y");
   const Vector factor = call.vector(scale, layer.w.count, "scale");
   const Images rest = call.images(residual, sizes, "residual");
-  Result to = layer.result(call, y, layer.activation);
   if (post.kind != kNoNorm.kind) {
     const Images branch = layer.launch(call, positions, in, layer.activation, stream);
     const NormParams norm = norm_params_of(call, branch, post);
-    launch_moments_of(branch, norm, post.eps, stream);
-    return launch_norm(branch, norm, factor, rest, to.data, to.dtype, stream);
+    return launch_norm(branch, norm, factor, rest, y.mutable_data_ptr(), check_result(y, "y"),
+                       stream, post.eps);
   }
+  Result to = layer.result(call, y, layer.activation);
   to.scale = factor, to.residual = rest.rows;
   multiply(layer.product(call, positions, in, to), stream);
 }

@@ -1,6 +1,5 @@
-// Moments, norm, the adjoint of activations and sums over columns: a few operations on every
-// element, so memory decides. A warp owns a row and reads it with all the accesses under way that
-// its registers have room for.
+// Norm, the adjoint of activations and sums over columns: a few operations on every element. A warp
+// owns a row and reads it with all the accesses under way that its registers have room for.
 #include <algorithm>
 #include <cmath>
 
@@ -39,86 +38,61 @@ struct RowStrip {
   }
 };
 
-// Where y is given, the norm too.
+// With `makes`, after the moments that it is by.
 template <bool kAligned>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    moments_kernel(const __grid_constant__ Matrix x, int64_t rows, int32_t columns, float eps,
-                   float* mean, float* rstd, Vector weight, Vector bias, void* y, DType dtype) {
+    norm_kernel(const __grid_constant__ Matrix x, int64_t rows, int32_t columns, bool makes,
+                float eps, const __grid_constant__ NormParams norm, Vector scale,
+                const __grid_constant__ Matrix residual, void* y, DType dtype) {
   using Strip = RowStrip<kAligned, 4>;
   for_each_row(rows, [&](int64_t row) {
     Strip strip(x, row, 0, columns);
-    float total = 0.0f, squares = 0.0f;
-    for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
-      if (begin > 0) strip = Strip(x, row, begin, columns);
+    int64_t held = 0;  // where it begins
+    // Calls f(columns, items) for each access of the row, which is read again if it is long.
+    const auto for_each_load = [&](const auto& f) {
+      for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
+        if (begin != held) strip = Strip(x, row, held = begin, columns);
 #pragma unroll
-      for (int i = 0; i < Strip::kLoads; ++i) {
-        if (!strip.columns(begin, columns, i).has(0)) break;
-        total += sum(widened(strip.raw[i], x.dtype));
+        for (int i = 0; i < Strip::kLoads; ++i) {
+          const Columns<kAligned> at = strip.columns(begin, columns, i);
+          if (!at.has(0)) break;
+          f(at, widened(strip.raw[i], x.dtype));
+        }
       }
-    }
-    const float center = warp_sum(total) / columns;
-    for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
-      if (columns > Strip::kColumns) strip = Strip(x, row, begin, columns);
-#pragma unroll
-      for (int i = 0; i < Strip::kLoads; ++i) {
-        const Columns<kAligned> at = strip.columns(begin, columns, i);
-        if (!at.has(0)) break;
-        Floats v = widened(strip.raw[i], x.dtype);
+    };
+    float center = 0.0f, deviation = 1.0f;
+    if (makes) {
+      float total = 0.0f, squares = 0.0f;
+      for_each_load([&](const auto&, const Floats& v) { total += sum(v); });
+      center = warp_sum(total) / columns;
+      for_each_load([&](const Columns<kAligned>& at, Floats v) {
 #pragma unroll
         for (int j = 0; j < kItems; ++j) {
           const float distance = at.has(j) ? v.at[j] - center : 0.0f;
           v.at[j] = distance * distance;
         }
         squares += sum(v);
-      }
+      });
+      deviation = 1.0f / std::sqrt(warp_sum(squares) / columns + eps);
+      if (threadIdx.x % 32 == 0) norm.mean[row] = center, norm.rstd[row] = deviation;
+    } else if (norm.mean) {
+      center = norm.mean[row], deviation = norm.rstd[row];
     }
-    const float deviation = 1.0f / std::sqrt(warp_sum(squares) / columns + eps);
-    if (threadIdx.x % 32 == 0) mean[row] = center, rstd[row] = deviation;
     if (y == nullptr) return;
-    for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
-      if (columns > Strip::kColumns) strip = Strip(x, row, begin, columns);
+    for_each_load([&](const Columns<kAligned>& at, Floats v) {
+      const Floats weight = load(norm.weight, 1.0f, at), bias = load(norm.bias, 0.0f, at);
 #pragma unroll
-      for (int i = 0; i < Strip::kLoads; ++i) {
-        const Columns<kAligned> at = strip.columns(begin, columns, i);
-        if (!at.has(0)) break;
-        const Floats factor = load(weight, 1.0f, at), added = load(bias, 0.0f, at);
-        Floats v = widened(strip.raw[i], x.dtype);
-#pragma unroll
-        for (int j = 0; j < kItems; ++j) {
-          v.at[j] = (v.at[j] - center) * deviation * factor.at[j] + added.at[j];
-        }
-        store(v, y, dtype, row * columns, at);
+      for (int j = 0; j < kItems; ++j) {
+        v.at[j] = (v.at[j] - center) * deviation * weight.at[j] + bias.at[j];
       }
-    }
-  });
-}
-
-template <bool kAligned>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    norm_kernel(const __grid_constant__ Matrix x, int64_t rows, int32_t columns,
-                const __grid_constant__ NormParams norm, Vector scale,
-                const __grid_constant__ Matrix residual, void* y, DType dtype) {
-  using Strip = RowStrip<kAligned, 2>;
-  for_each_row(rows, [&](int64_t row) {
-    const float center = norm.mean ? norm.mean[row] : 0.0f;
-    const float rstd = norm.mean ? norm.rstd[row] : 1.0f;
-    for (int64_t begin = 0; begin < columns; begin += Strip::kColumns) {
-      const Strip strip(x, row, begin, columns), rest(residual, row, begin, columns);
+      if (scale.data || residual.data) {
+        const Floats factor = load(scale, 1.0f, at);
+        const Floats added = widened(residual.load(row, at), residual.dtype);
 #pragma unroll
-      for (int i = 0; i < Strip::kLoads; ++i) {
-        const Columns<kAligned> at = strip.columns(begin, columns, i);
-        if (!at.has(0)) break;
-        const Floats weight = load(norm.weight, 1.0f, at), bias = load(norm.bias, 0.0f, at);
-        const Floats factor = load(scale, 1.0f, at), added = widened(rest.raw[i], residual.dtype);
-        Floats v = widened(strip.raw[i], x.dtype);
-#pragma unroll
-        for (int j = 0; j < kItems; ++j) {
-          v.at[j] = (v.at[j] - center) * rstd * weight.at[j] + bias.at[j];
-          v.at[j] = v.at[j] * factor.at[j] + added.at[j];
-        }
-        store(v, y, dtype, row * columns, at);
+        for (int j = 0; j < kItems; ++j) v.at[j] = v.at[j] * factor.at[j] + added.at[j];
       }
-    }
+      store(v, y, dtype, row * columns, at);
+    });
   });
 }
 
@@ -186,30 +160,15 @@ dim3 blocks_for(int64_t rows) {
 
 }  // namespace
 
-void launch_layer_norm(const Images& x, float eps, float* mean, float* rstd, Vector weight,
-                       Vector bias, void* y, DType dtype, cudaStream_t stream) {
-  const int64_t rows = x.images * x.count;
-  if (rows == 0) return;
-  Alignment alignment(x.columns);
-  alignment.with(x).with(weight).with(bias).with(y);
-  const auto kernel = alignment.holds() ? moments_kernel<true> : moments_kernel<false>;
-  launch(kernel, blocks_for(rows), dim3(kThreads), 0, stream, Matrix(x), rows, x.columns, eps, mean,
-         rstd, weight, bias, y, dtype);
-}
-
-void launch_moments(const Images& x, float eps, float* mean, float* rstd, cudaStream_t stream) {
-  launch_layer_norm(x, eps, mean, rstd, {}, {}, nullptr, x.dtype, stream);
-}
-
 void launch_norm(const Images& x, const NormParams& norm, Vector scale, const Images& residual,
-                 void* y, DType dtype, cudaStream_t stream) {
+                 void* y, DType dtype, cudaStream_t stream, std::optional<float> eps) {
   const int64_t rows = x.images * x.count;
   if (rows == 0) return;
   Alignment alignment(x.columns);
   alignment.with(x).with(norm.weight).with(norm.bias).with(scale).with(residual).with(y);
   const auto kernel = alignment.holds() ? norm_kernel<true> : norm_kernel<false>;
-  launch(kernel, blocks_for(rows), dim3(kThreads), 0, stream, Matrix(x), rows, x.columns, norm,
-         scale, Matrix(residual), y, dtype);
+  launch(kernel, blocks_for(rows), dim3(kThreads), 0, stream, Matrix(x), rows, x.columns,
+         eps && norm.mean, eps.value_or(0.0f), norm, scale, Matrix(residual), y, dtype);
 }
 
 void launch_activation_backward(const Images& dy, Vector scale, const Images& x,

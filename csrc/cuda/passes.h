@@ -2,6 +2,8 @@
 // Sums are in float32 and in a fixed order: no atomics.
 #pragma once
 
+#include <optional>
+
 #include "product.h"
 
 namespace shiftmlp {
@@ -20,16 +22,22 @@ struct NormParams {
   Vector weight, bias;  // (columns)
 };
 
-// mean and 1 / sqrt(variance + eps) of every row, in two passes over a row that is read once.
-void launch_moments(const Images& x, float eps, float* mean, float* rstd, cudaStream_t stream);
-
-// The same, and the norm by them: y = (x - mean) * rstd * weight + bias, contiguous, in `dtype`.
-void launch_layer_norm(const Images& x, float eps, float* mean, float* rstd, Vector weight,
-                       Vector bias, void* y, DType dtype, cudaStream_t stream);
-
-// y = residual + scale * norm(x), contiguous, in `dtype`.
+// y = residual + scale * norm(x), contiguous, in `dtype`; without y, nothing. With eps, what mean
+// and rstd point to is made first: mean and 1 / sqrt(variance + eps) of every row, in two passes
+// over a row that is read once.
 void launch_norm(const Images& x, const NormParams& norm, Vector scale, const Images& residual,
-                 void* y, DType dtype, cudaStream_t stream);
+                 void* y, DType dtype, cudaStream_t stream, std::optional<float> eps = {});
+
+inline void launch_moments(const Images& x, float eps, float* mean, float* rstd,
+                           cudaStream_t stream) {
+  launch_norm(x, {mean, rstd, {}, {}}, {}, {}, nullptr, x.dtype, stream, eps);
+}
+
+// The moments, and the norm by them.
+inline void launch_layer_norm(const Images& x, float eps, float* mean, float* rstd, Vector weight,
+                              Vector bias, void* y, DType dtype, cudaStream_t stream) {
+  launch_norm(x, {mean, rstd, weight, bias}, {}, {}, y, dtype, stream, eps);
+}
 
 // The adjoint of the norm, of whose result dy * scale is the gradient: dx, contiguous, in `dtype`;
 // and, as parts of which launch_sum_parts makes gradients, (parts, columns) each: of weight and

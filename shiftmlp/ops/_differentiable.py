@@ -9,7 +9,7 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
-from ._op import ELSEWHERE, ON_A_GPU, Op
+from ._op import Op, never
 
 
 class DifferentiableOp(Op):
@@ -71,22 +71,14 @@ class DifferentiableOp(Op):
     def _is_left_to_pytorch(self, inputs, differentiated: bool) -> bool:
         """Whether the reference serves best as plain PyTorch code, which keeps what our backward
         would compute again, and which torch.compile fuses with its neighbours."""
-        for name in ON_A_GPU if inputs[0].is_cuda else ELSEWHERE:
-            if name == "reference":
-                return True
-            if name in self.kernels:
-                _, refuses, slower = self.kernels[name]
-                # What only compares a number is asked first.
-                if differentiated and self._backward_is_slower(name, inputs):
-                    continue
-                if slower(*inputs) is None and refuses(*inputs) is None:
-                    return False
-        return False
 
-    def _backward_is_slower(self, backend: str, inputs) -> bool:
-        _, _, slower = self.backward.kernels[backend]
-        # The result's gradient is not there yet; it will be of the dtype of what is mixed.
-        return slower(inputs[0], *(inputs[i] for i in self._saved_at), ()) is not None
+        def backward_is_slower(backend: str) -> bool:
+            _, _, slower = self.backward.kernels[backend]
+            # The result's gradient is not there yet; it will be of the dtype of what is mixed.
+            return slower(inputs[0], *(inputs[i] for i in self._saved_at), ()) is not None
+
+        passes_over = backward_is_slower if differentiated else never
+        return self.fastest(*inputs, passes_over=passes_over) == "reference"
 
     def _fake_backward(self, dy, *args):
         *saved, needs = args

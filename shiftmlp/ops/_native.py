@@ -14,7 +14,7 @@ from ._op import Op, never
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PRODUCTS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of those of csrc/cuda
-SMALL = 2**18
+SMALL = 2**18  # numbers in x
 MATRICES = {"x", "u", "v", "dy", "residual", "weight", "w1", "w2"}
 
 

@@ -125,10 +125,10 @@ class Op:
             raise NotImplementedError(f"{backend} cannot run {self.name}: {reason}")
         return self.kernels[backend][0]
 
-    def fastest(self, *inputs) -> str:
-        """The backend that "auto" means for these inputs."""
+    def fastest(self, *inputs, passes_over: Callable = never) -> str:
+        """The backend that "auto" means for these inputs, of those it does not pass over."""
         for name in ON_A_GPU if inputs[0].is_cuda else ELSEWHERE:
-            if name in self.kernels:
+            if name in self.kernels and not passes_over(name):
                 _, refuses, slower = self.kernels[name]
                 # What is slower mostly knows so at once; what refuses has looked at every tensor.
                 if slower(*inputs) is None and refuses(*inputs) is None:
