@@ -182,3 +182,30 @@ def token_mlp_sm90(way: Way, B: int, S: int, T: int, C: int, D: int) -> list[Lau
     weights = chunks * (depth + up(tokens, 16)) * LINE  # once for both warpgroups
     launch.move(2 * chunks * 64 * (depth + tokens) * 2 + weights, weights / launch.cluster)
     return [Launch(way, f"pack_w1_kernel<{way.type}>", math.ceil(D / 32), 4 * S * D), launch]
+
+
+def token_mlp_backward_sm90(
+    way: Way, B: int, S: int, T: int, C: int, D: int
+) -> list[Launch] | None:
+    """csrc/cuda/token_mlp_backward_sm90.cu: a cluster has all channels of an image."""
+    blocks, longest = math.ceil(C / 128), max(S, T)
+    if S > 200 or T > 208 or blocks > 8:
+        return None
+    depth, tokens = (64, 64) if longest <= 64 else (144, 144) if longest <= 144 else (208, 200)
+    nbytes = 2 * (B * C * (3 * S + T + 2 * D) + (S + T) * D) + 4 * B * blocks * 8 * D
+    launch = Launch(
+        way, f"token_mlp_backward_sm90_kernel<__nv_bfloat16, {depth}, {tokens}>", B * blocks,
+        nbytes, 2 * B * C * D * (2 * S + T), blocks, True,
+    )  # fmt: skip
+    chunks = math.ceil(D / 64)
+    launch.multiply(2 * chunks * 2 * 64 * 64 * (2 * depth + tokens), 1.0)
+    launch.run("tile", 8)
+    launch.run("chunk", 8 * chunks)
+    weights = 2 * chunks * depth * LINE
+    multiplied = chunks * 64 * 2 * (2 * 2 * depth + tokens)  # both sides but for the last product's
+    staged = 4 * chunks * 64 * LINE
+    tile = (4 * depth + 3 * depth) * LINE  # TMA's, and what reads x twice and writes dx
+    launch.move(
+        weights + 2 * (multiplied + staged + tile), weights / blocks + nbytes / launch.parts
+    )
+    return [Launch(way, f"pack_w1_kernel<{way.type}>", math.ceil(D / 32), 4 * S * D), launch]

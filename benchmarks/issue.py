@@ -112,6 +112,12 @@ REGIONS = {
             "HGMMA STSM", BF16 | {"HGMMA": 99, "MUFU.EX2": 9, "LDG.E.U16": -50}, apart="HGMMA"
         ),
     },
+    "token_mlp_backward_sm90_kernel<__nv_bfloat16": {
+        "chunk": Region("HGMMA", BF16 | {"HGMMA": 99, "MUFU.EX2": 9}),
+        "tile": Region(
+            "HGMMA STSM", BF16 | {"LDG.E.U16": -50, "STSM": 9}, outermost=True, apart="HGMMA"
+        ),
+    },
     "product_kernel<__nv_bfloat16": part_of(BF16),
     "product_kernel<float": part_of({"HADD2": -9, "F2FP": -9, "PRMT": -1}),
     "norm_kernel<true>": {

@@ -27,7 +27,13 @@ from cuda_passes import (  # noqa: E402
     spatial_shift,
     sum_columns,
 )
-from cuda_products import product, token_linear_sm90, token_mlp_sm90, weight_gradient  # noqa: E402
+from cuda_products import (  # noqa: E402
+    product,
+    token_linear_sm90,
+    token_mlp_backward_sm90,
+    token_mlp_sm90,
+    weight_gradient,
+)
 
 from shiftmlp.bench.cases import SHAPES, Case, select  # noqa: E402
 from shiftmlp.bench.report import _aligned  # noqa: E402
@@ -81,7 +87,12 @@ class Tokens:
         mixes = {"layout": (True, False), "shared": (False, True)}
         adjoint = {"layout": (True, True), "shared": (False, True)}
         launches = self.norm(way, B, S, C)
-        if D:
+        fused = token_mlp_backward_sm90(way, B, S, S, C, D) if D and way.hopper else None
+        if fused:
+            launches += fused
+            for rows, columns in ((B, C), (B, C), (B * -(-C // 64) * 4, D)):  # floats
+                launches += norm_backward(way, rows, columns, sums=1, tensors=2)
+        elif D:
             launches.append(product(way, C, D, S, B, **mixes, turned=turned, kind="inner"))
         if self.factor or self.scale:
             again = product(way, C, S, D or S, B, **mixes, turned=into_last, read=self.factor)
@@ -91,9 +102,13 @@ class Tokens:
             launches.append(norm(way, B * S, C))
         launches += weight_gradient(way, D or S, S, C, B, turned=into_last + self.factor)
         launches += sum_columns(way, B, S, C, tensors=1 + self.factor)
-        if D:
+        if D and not fused:
             launches.append(product(way, C, D, S, B, **adjoint, kind="slope", read=1))
+        if D:
             launches += weight_gradient(way, S, D, C, B, turned=turned)
+        if fused:
+            return launches
+        if D:
             launches += sum_columns(way, B, D, C)
         launches.append(product(way, C, S, D or S, B, **adjoint, turned=self.factor))
         return launches + norm_backward(way, B * S, C, means=self.layer_norm)

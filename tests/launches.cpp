@@ -24,7 +24,7 @@ void __wrap__ZN8emulator3runEi4dim3S0_mPFvPKvES2_(int cluster, dim3 grid, dim3, 
 
 // All that was launched since the last time: where its kernel stands in the library, the blocks of
 // a cluster and all of them.
-const char* launches() {
+__attribute__((visibility("default"))) const char* launches() {
   static std::string told;
   told = std::exchange(noted, {});
   return told.c_str();

@@ -37,12 +37,10 @@ def main() -> None:
 
     from shiftmlp.bench.cases import CASES
 
-    source = Path(__file__).with_suffix(".cpp").read_text()
-    flags = [*emulator.CXX, *emulator.FLAGS, "-x", "c++", "-", "-c"]
-    recorder = emulator._make(".o", flags, source)
+    recorder = emulator._compile(Path(__file__).with_suffix(".cpp"))
     cases = {(case.op, case.name): case for case in CASES}
-    with mock.patch.object(emulator, "LDFLAGS", [str(recorder), f"-Wl,--wrap={RUN}"]):
-        library = emulated.library()
+    with mock.patch.object(emulator.commands, "LDFLAGS", [str(recorder), f"-Wl,--wrap={RUN}"]):
+        library = ctypes.CDLL(emulated.library().__file__)
     library.launches.restype = ctypes.c_char_p
     names = kernels(library._name)
     found = []
