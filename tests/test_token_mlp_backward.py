@@ -52,7 +52,7 @@ def normed_of(x, norm, norm_weight, norm_bias, stats):
 
 
 def expected(args, dtype=torch.float64, store=None) -> dict[str, Tensor]:
-    """What the kernel computes, in this dtype; ``store`` is that of the hidden's gradient."""
+    """What the kernel computes, in this dtype; ``store`` is that of gradients inside."""
     dy, x, norm, norm_weight, norm_bias, w1, b1, w2, activation, scale, stats, normed = (
         t.to(dtype) if isinstance(t, Tensor) else t for t in args
     )
@@ -61,6 +61,7 @@ def expected(args, dtype=torch.float64, store=None) -> dict[str, Tensor]:
     (dhidden,) = torch.autograd.grad(hidden, inner, w2.T @ (dy if scale is None else dy * scale))
     used = dhidden if store is None else dhidden.to(store).to(dtype)
     dnormed = w1.T @ used
+    dnormed = dnormed if store is None else dnormed.to(store).to(dtype)
     result = {"hidden": hidden.detach(), "dhidden": dhidden, "dx": dnormed, "db1": dhidden}
     if norm == "none":
         return result | {"db1": dhidden.sum((0, 2))}
