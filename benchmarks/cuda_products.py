@@ -106,7 +106,7 @@ def product_portable(way: Way, M, N, K, images, splits, options: Options) -> Lau
     launch.run("gather", options.gathered * pieces * chunks)
     eights = m * n / 8 / 32
     launch.run(options.kind, eights)
-    launch.run("rest" if options.read and options.kind != "slope" else "store", eights / 4)
+    launch.run("read" if options.read and options.kind != "slope" else "store", eights / 4)
     copied = chunks * (m + n) * 64
     loaded = chunks * warps * (warp_m + warp_n) * 64
     turned = chunks * options.turned * 2 * (m + n) / 2 * 64

@@ -65,7 +65,7 @@ SLOPE = {"MUFU.EX2": 99}
 INNER = {"MUFU.EX2": 99, "LDG": -999, "STG": 99}
 
 
-def part_of(dtype: str) -> dict[str, Region]:
+def part_of(dtype: dict[str, int]) -> dict[str, Region]:
     """Of the portable product."""
     return {
         "chunk": Region("HMMA", {"HMMA": 99, "LDGSTS.E.BYPASS.128": 50}, apart=""),
@@ -79,7 +79,7 @@ def part_of(dtype: str) -> dict[str, Region]:
         "slope": Region("MUFU.EX2 STS", {"STS": 99} | dtype | SLOPE, "HMMA"),
         "inner": Region("MUFU.EX2 STS", {"STS": 99} | dtype | INNER, "HMMA"),
         "store": Region("STG LDS", {"STG.E.128": 99} | dtype | PLAIN, "HMMA MUFU.EX2"),
-        "rest": Region("STG LDS", {"STG.E.128": 99, "LDG.E.128": 99} | dtype, "HMMA MUFU.EX2"),
+        "read": Region("STG LDS", {"STG.E.128": 99, "LDG.E.128": 99} | dtype, "HMMA MUFU.EX2"),
     }  # fmt: skip
 
 

@@ -64,10 +64,10 @@ def test_a_portable_product_by_hand():
     assert kernel == "product_kernel<__nv_bfloat16, Layout<false, false>, Shape<128, 128, 64, 32> >"
     # 12 chunks by 8 warps; 16 pieces of 8 items of the side that is turned; 64 eights of sums.
     each = {
-        name: issued(AMPERE, kernel, name) for name in ("chunk", "side", "piece", "plain", "rest")
+        name: issued(AMPERE, kernel, name) for name in ("chunk", "side", "piece", "plain", "read")
     }
     chunks = 12 * (8 * (each["chunk"] + each["side"]) + 16 * each["piece"])
-    expected = (chunks + 64 * each["plain"] + 16 * each["rest"]) / 4
+    expected = (chunks + 64 * each["plain"] + 16 * each["read"]) / 4
     assert launch.clocks["issue"] == pytest.approx(expected)
     slow = cuda_products.product(dataclasses.replace(HOPPER, hopper=False), 768, 64 * 196, 384)
     assert slow.clocks["tensor"] == pytest.approx(operations * RATE / 0.62)

@@ -2,6 +2,8 @@
 // backward of "keep") and 2 * bytes(x) of traffic, so its floor is 2 * bytes(x) / bandwidth.
 // A thread owns one word of channels, all of one group, and walks the pixels of a row: the group is
 // found once a row, and neighbouring threads read and write neighbouring words.
+#include <cstring>
+
 #include "device.h"
 #include "spatial_shift.h"
 
@@ -80,20 +82,18 @@ template <class T, class Word>
 __global__ void __launch_bounds__(kThreads)
     spatial_shift_keep_backward_kernel(const __grid_constant__ Words<Word> p) {
   constexpr int kItems = sizeof(Word) / sizeof(T);
-  union Items {
-    Word word;
-    T items[kItems];
-    __device__ explicit Items(Word word) : word(word) {}
-  };
   for_each_word(
       p, [](const Image<Word>& dy, int32_t h, Step step) { return Gathered<Word>(dy, h, step); },
       [](const Gathered<Word>& reader, int32_t w) {
         const Terms<Word> terms = reader.at(w);
-        Items total(load(terms.moved));
-        const Items kept(load(terms.kept));
+        Word word = load(terms.moved);
+        const Word other = load(terms.kept);
+        T total[kItems], kept[kItems];
+        memcpy(total, &word, sizeof word), memcpy(kept, &other, sizeof other);
 #pragma unroll
-        for (int i = 0; i < kItems; ++i) total.items[i] = sum(total.items[i], kept.items[i]);
-        return total.word;
+        for (int i = 0; i < kItems; ++i) total[i] = sum(total[i], kept[i]);
+        memcpy(&word, total, sizeof word);
+        return word;
       });
 }
 
