@@ -31,11 +31,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 @pytest.fixture(autouse=True)
 def poison():
-    """Deterministic mode fills fresh memory with NaN: an element left unwritten is seen."""
+    """Deterministic mode fills fresh memory with NaN: an element left unwritten is seen.
+
+    ``torch.use_deterministic_algorithms`` would import the compiler, 3 s of every process.
+    """
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture(autouse=True)
