@@ -38,10 +38,11 @@ class Launch:
     parts: int
     clocks: dict[str, float]
     nbytes: int
+    at_once: int = MULTIPROCESSORS
 
     def times_us(self) -> dict[str, float]:
         """Of every pipe and of the memory."""
-        busiest = math.ceil(self.parts / MULTIPROCESSORS)
+        busiest = math.ceil(self.parts / self.at_once)
         pipes = {name: 1e6 * busiest * clocks / CLOCK for name, clocks in self.clocks.items()}
         return pipes | {"memory": 1e6 * self.nbytes / H200.bandwidth}
 
@@ -119,28 +120,47 @@ def tiles_of_product(M: int, N: int, images: int = 1) -> tuple[int, int, int]:
     return columns, cluster, parts(columns, cluster)
 
 
+def tiles_of_norm(M: int, N: int) -> tuple[int, int, int, int, int]:
+    """The same with a norm's adjoint: columns, blocks of a cluster across and down, all parts, and
+    how many run at the same time, in parts of a device as they are assumed."""
+
+    def tile(columns):
+        across = math.ceil(M / columns)
+        down = 2 if N > 128 and across <= 4 else 1
+        blocks = across * down
+        at_once = sum(n // blocks for n in 6 * (16,) + 2 * (18,)) * blocks
+        return columns, across, down, math.ceil(N / (128 * down)) * blocks, at_once
+
+    tiles = (tile(columns) for columns in (256, 192, 128) if M <= 8 * columns)
+    return min(tiles, key=lambda t: math.ceil(t[3] / t[4]) * (t[0] + 32))
+
+
 def product(
     M: int, N: int, K: int, images: int = 1, *, splits: int = 0, one_weight: bool = False,
-    gelu: bool = False, read: int = 0, written: int = 1,
+    gelu: bool = False, read: int = 0, written: int = 1, norm: bool = False,
 ) -> Launch:  # fmt: skip
     """``one_weight``: all images share the rows; ``read`` and ``written``: tensors like the result
-    that the epilogue reads, and that it writes."""
-    columns, cluster, parts = tiles_of_product(M, N, splits or images)
+    that the epilogue reads, and that it writes; ``norm``: it ends in a norm's adjoint."""
+    if norm:
+        columns, across, cluster, parts, at_once = tiles_of_norm(M, N)
+    else:
+        columns, cluster, parts = tiles_of_product(M, N, splits or images)
+        across, at_once = 1, MULTIPROCESSORS
     steps = up(K, 64) // 16 * images / (splits or images)
     tensor, shared = (2 * clocks for clocks in wgmma(steps, columns, a_in_registers=False))
     landed = steps / 4 * (128 + columns) * LINE
     terms = K * images / (splits or images)  # TMA fills a chunk beyond them with zeros
-    loaded = terms * 2 * (128 + columns / cluster)  # the other block has the rest sent
+    loaded = terms * 2 * (128 / across + columns / cluster)  # other blocks have the rest sent
     stored = 128 * columns * (4 if splits else 2 * written)
     clocks = {
         "tensor": tensor,
         "gelu": gelu * 128 * columns * GELU_CLOCKS,
         "shared": shared + (landed + (0 if splits else 2 * stored)) / SHARED,
-        "L2": (loaded + stored + 128 * columns * 2 * read) / L2,
+        "L2": (loaded + stored + 128 * columns * 2 * (read + norm)) / L2,  # x twice
     }
     operands = 2 * ((1 if one_weight else images) * N * K + images * M * K)
     results = splits * N * M * 4 if splits else images * N * M * 2 * (read + written)
-    return Launch("product_sm90_kernel", parts, clocks, operands + results)
+    return Launch("product_sm90_kernel", parts, clocks, operands + results, at_once)
 
 
 def weight_gradient(M: int, N: int, K: int, images: int = 1) -> list[Launch]:
@@ -210,8 +230,8 @@ def channel_mlp_backward(B: int, S: int, C: int, D: int) -> list[Launch]:
         product(D, rows, C, gelu=True, read=1),
         *weight_gradient(C, D, rows),
         a_pass("norm_backward_kernel", 2 * rows * D),
-        product(C, rows, D),
-        norm_backward(rows, C),
+        product(C, rows, D, read=1, norm=True),
+        *2 * [a_pass("norm_backward_kernel", rows // 64 * C * 4)],  # sums of the norm's gradients
     ]
 
 
@@ -239,17 +259,9 @@ def shift_linear_backward(B: int, H: int, W: int, C: int) -> list[Launch]:
 OPS = {f.__name__: f for f in (token_linear, token_mlp, channel_mlp, shift_mlp, shift_linear)}
 BACKWARD = {name: globals()[f"{name}_backward"] for name in OPS}
 COLUMNS = (
-    "op",
-    "case",
-    "direction",
-    "launch",
-    "parts",
-    "waves",
-    "bound by",
-    "predicted us",
-    "apart us",
-)
-COLUMNS += ("floor us", "predicted", "apart")
+    "op", "case", "direction", "launch", "parts", "waves", "bound by", "predicted us", "apart us",
+    "floor us", "predicted", "apart",
+)  # fmt: skip
 
 
 def table(case: Case, batch: int, direction: str) -> list[tuple[str, ...]]:
@@ -259,7 +271,7 @@ def table(case: Case, batch: int, direction: str) -> list[tuple[str, ...]]:
     first = case.op, case.name, direction
     lines = [
         (
-            *first, one.kernel, str(one.parts), f"{one.parts / MULTIPROCESSORS:.2f}", one.bound(),
+            *first, one.kernel, str(one.parts), f"{one.parts / one.at_once:.2f}", one.bound(),
             f"{one.predicted_us():.1f}", f"{one.apart_us():.1f}", "", "", "",
         )
         for one in launches
@@ -278,12 +290,8 @@ def main() -> None:
     options = parser.parse_args()
     cases = [case for case in select(options.ops) if case.op in OPS]
     print(f"PREDICTED for an H200, bfloat16, batch {options.batch}")
-    lines = [
-        line
-        for direction in ("fwd", "bwd")
-        for case in cases
-        for line in table(case, options.batch, direction)
-    ]
+    ways = "fwd", "bwd"
+    lines = [line for way in ways for case in cases for line in table(case, options.batch, way)]
     print("\n".join(_aligned([COLUMNS, *lines])))
 
 

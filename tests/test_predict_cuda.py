@@ -65,6 +65,20 @@ def test_tiles_of_a_product(M, N, tiles):
     assert predict.tiles_of_product(M, N) == tiles
 
 
+@pytest.mark.parametrize(
+    "M, N, tiles",
+    [
+        (768, 50176, (192, 4, 2, 1568, 128)),  # rows' parts of 256, and clusters of 8
+        (512, 50176, (256, 2, 2, 784, 128)),
+        (384, 50176, (192, 2, 2, 784, 128)),
+        (2048, 50176, (256, 8, 1, 3136, 128)),
+        (96, 128, (128, 1, 1, 1, 132)),
+    ],
+)
+def test_tiles_of_a_product_with_a_norm(M, N, tiles):
+    assert predict.tiles_of_norm(M, N) == tiles
+
+
 def test_every_kernel_exists():
     kernels = json.loads(RECORD.read_text())["instructions"]["sm_90a"]
     names = {name.partition("<")[0] for name in kernels}
