@@ -3,6 +3,7 @@
 import emulator
 import passes_defects
 import planted_defects
+import product_norm_bugs
 import product_sm90_bugs
 import pytest
 import test_hopper
@@ -16,7 +17,8 @@ def bugs_of(planted: dict) -> dict:
 
 
 BUGS = bugs_of(test_product_defects.PLANTED) | passes_defects.PLANTED
-SM90 = bugs_of(test_hopper.PLANTED) | {"product_sm90.cu": product_sm90_bugs.BUGS}
+SM90 = bugs_of(test_hopper.PLANTED)
+SM90 |= {"product_sm90.cu": product_sm90_bugs.BUGS | product_norm_bugs.BUGS}
 
 
 @pytest.mark.parametrize("name", DEFECTS)

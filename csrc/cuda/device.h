@@ -49,6 +49,27 @@ void launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid, dim3 blo
       [](const void* call_it) { (*static_cast<decltype(&call)>(call_it))(); }, &call);
 #endif
 }
+
+// How many such clusters the current device runs at the same time: at least one.
+template <class... Params>
+int clusters_at_once([[maybe_unused]] void (*kernel)(Params...), int cluster,
+                     [[maybe_unused]] dim3 block, [[maybe_unused]] size_t shared_bytes) {
+  int count = 0;
+#ifdef __CUDACC__
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  cudaLaunchAttribute size{};
+  size.id = cudaLaunchAttributeClusterDimension;
+  size.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(cluster), config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &size, config.numAttrs = 1;
+  cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+#else
+  count = emulator::kLargeCluster / cluster;
+#endif
+  return count > 0 ? count : 1;
+}
+
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, const Args&... args) {

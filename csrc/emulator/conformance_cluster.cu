@@ -1,6 +1,5 @@
 // The primitives of cluster.h.
 #include "../cuda/cluster.h"
-#include "../cuda/launch.h"
 #include "conformance.h"
 
 namespace shiftmlp {

@@ -135,7 +135,16 @@ const char* product_sm90(uint64_t seed, shiftmlp::Product p, const char* rows_sp
     if (moves) move = shiftmlp::Shift::parse(moves).within(H, W);
     const shiftmlp::MoveOnWrite on_write{moves ? &move : nullptr, H, W};
     if (!shiftmlp::fits_sm90(p, on_write)) throw std::invalid_argument("left to the portable path");
-    shiftmlp::launch_product_sm90(p, on_write, nullptr);
+    shiftmlp::launch_product_sm90(p, on_write, {}, nullptr);
+  });
+}
+
+// The same that ends in a norm's adjoint.
+const char* product_sm90_norm(uint64_t seed, const shiftmlp::Product& p,
+                              const shiftmlp::NormAdjoint& norm) {
+  return run(seed, [&] {
+    if (!shiftmlp::fits_sm90(p, {}, norm)) throw std::invalid_argument("left to the portable path");
+    shiftmlp::launch_product_sm90(p, {}, norm, nullptr);
   });
 }
 

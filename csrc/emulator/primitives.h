@@ -13,7 +13,8 @@ namespace emulator {
 using Here = std::source_location;
 
 constexpr int kMultiprocessors = 2;  // few, so that a persistent block has several tiles
-int capability();                    // of the device that is played, 10 * major + minor
+constexpr int kLargeCluster = 8;  // blocks: one such cluster, or several smaller ones, run at once
+int capability();                 // of the device that is played, 10 * major + minor
 
 // Calls kernel(arguments) for every thread of the grid, whose blocks run one after another but for
 // those of a cluster. Throws std::runtime_error with what went wrong.
