@@ -72,7 +72,7 @@ sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under Ad
 	@# Python's own pools would land on marked stacks of fibers that have ended.
 	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_emulator.py tests/test_primitives.py \
 	  tests/test_product.py tests/test_passes.py tests/test_hopper.py tests/test_product_sm90.py \
-	  tests/test_token_mlp_backward.py \
+	  tests/test_token_mlp_backward.py tests/test_product_norm.py \
 	  -k "not planted and not compiles and not machine" \
 	  $(ARGS)
 	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_kernels.py tests/test_wrong_tensors.py \
@@ -82,7 +82,7 @@ race: setup  ## the CUDA kernels in the emulator, compiled by clang: no two of t
 	@PYTHONPATH=tests $(PY) -c "import races, sys; sys.exit(races.missing())"
 	@SHIFTMLP_RACES=1 $(PY) -m pytest -n auto -p no:benchmark tests/test_emulator.py tests/test_primitives.py \
 	  tests/test_passes.py tests/test_product.py tests/test_hopper.py tests/test_product_sm90.py \
-	  tests/test_token_mlp_backward.py tests/test_emulated.py \
+	  tests/test_token_mlp_backward.py tests/test_product_norm.py tests/test_emulated.py \
 	  -k "not planted and not report and not compiles and not as_good and not only_what and not told" $(ARGS)
 
 pictures: setup  ## draws the pictures of the README and its generated tables

@@ -32,13 +32,19 @@ class Device:
     bandwidth: float  # bytes in a second, here and below
     l2: float
     fp32: int  # lanes of a multiprocessor
+    regions: tuple[int, ...] = ()  # multiprocessors of which a cluster may be, as assumed
+
+    def clusters(self, blocks: int) -> int:
+        """Of more than two blocks: how many run at once."""
+        return max(1, sum(n // blocks for n in self.regions or (self.multiprocessors,)))
 
 
 A100_SHEET = DATA_SHEET["NVIDIA A100-SXM4-80GB"]
 DEVICES = (
     # mma.sync: Luo et al., "Dissecting the NVIDIA Hopper Architecture" (arXiv 2402.13499). L2:
     # assumed is what Chips and Cheese (2023) measured on an H100 PCIe, which is slower and smaller.
-    Device("H200", "sm_90a", MULTIPROCESSORS, CLOCK, H200.rate, 0.62, H200.bandwidth, 5.5e12, 128),
+    Device("H200", "sm_90a", MULTIPROCESSORS, CLOCK, H200.rate, 0.62, H200.bandwidth, 5.5e12, 128,
+           6 * (16,) + 2 * (18,)),
     # NVIDIA's data sheet and white paper: 1.41 GHz, and an L2 of 5120 bytes a clock.
     Device("A100", "sm_80", 108, 1.41e9, A100_SHEET[0], 1.0, A100_SHEET[-1], 5120 * 1.41e9, 64),
 )  # fmt: skip
@@ -105,22 +111,29 @@ class Launch:
         self.clocks["L2"] += l2 * device.multiprocessors * device.clock / device.l2
 
     @property
+    def at_once(self) -> int:
+        """Multiprocessors that have blocks."""
+        device = self.way.device
+        if self.cluster > 2:
+            return device.clusters(self.cluster) * self.cluster
+        return device.multiprocessors // self.down // self.cluster * self.cluster * self.down
+
+    @property
     def blocks(self) -> int:
         if not self.persistent:
             return self.parts
-        most = self.way.device.multiprocessors // self.down // self.cluster * self.cluster
-        return min(up(self.parts // self.down, self.cluster), most) * self.down
+        return min(up(self.parts // self.down, self.cluster) * self.down, self.at_once)
 
     @property
     def waves(self) -> float:
-        return self.parts / (self.way.device.multiprocessors * self.resident)
+        return self.parts / (self.at_once * self.resident)
 
     @property
     def busiest(self) -> int:
         """Parts of the multiprocessor that has most of them."""
         if self.waves > 1:  # the last wave lasts a whole one
             return math.ceil(self.waves) * self.resident
-        return math.ceil(self.parts / self.way.device.multiprocessors)
+        return math.ceil(self.parts / self.at_once)
 
     def times_us(self) -> dict[str, float]:
         """Of every pipe and of the memory."""

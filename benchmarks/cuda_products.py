@@ -26,11 +26,27 @@ def tiles_of_product(M: int, N: int, images: int, multiprocessors: int) -> tuple
     return columns, cluster, clusters(columns, cluster) * cluster
 
 
+def tiles_of_norm(M: int, N: int, device) -> tuple[int, int, int, int]:
+    """The same where LayerNorm's adjoint follows: columns, blocks of a cluster beside and below one
+    another, and all parts."""
+
+    def tile(columns):
+        across = math.ceil(M / columns)
+        down = 2 if N > 128 and across <= 4 else 1
+        return columns, across, down, math.ceil(N / (128 * down)) * across * down
+
+    def time(tile):
+        columns, across, down, parts = tile
+        return math.ceil(parts / (across * down) / device.clusters(across * down)) * (columns + 32)
+
+    return min((tile(columns) for columns in (256, 192, 128) if M <= 8 * columns), key=time)
+
+
 @dataclass(frozen=True)
 class Options:
     """Of a product: the side whose rows are summed over, of the columns and of the rows; whether
     all images share the columns or the rows; what becomes of the sums ("plain", "gelu", "slope",
-    or "inner": gelu and what entered it); how many tensors like the result are read, how many sides
+    "inner": gelu and what entered it, or "norm": its adjoint); how many tensors like the result are read, how many sides
     are "turned" on their way in by a norm or a factor, and how many gathered by a shift."""
 
     layout: tuple[bool, bool] = (False, False)
@@ -58,11 +74,15 @@ def product(way: Way, M: int, N: int, K: int, images: int = 1, splits: int = 0, 
 def product_sm90(way: Way, M, N, K, images, splits, options: Options) -> Launch:
     """csrc/cuda/product_sm90.cu: two warpgroups, and a warp or a warpgroup that loads."""
     device, parts_of = way.device, splits or images
-    columns, cluster, parts = tiles_of_product(M, N, parts_of, device.multiprocessors)
-    slope = options.kind == "slope" or options.layout[1]
-    kernel = f"product_sm90_kernel<__nv_bfloat16, {_layout(options)}, {str(slope).lower()}, "
+    if options.kind == "norm":
+        columns, across, down, parts = tiles_of_norm(M, N, device)
+    else:
+        columns, down, parts = tiles_of_product(M, N, parts_of, device.multiprocessors)
+        across = 1
+    finish = {"slope": 1, "norm": 2}.get(options.kind, int(options.layout[1]))
+    kernel = f"product_sm90_kernel<__nv_bfloat16, {_layout(options)}, (Finish){finish}, {columns}>"
     nbytes, operations = options.bytes(M, N, K, images, splits, 2), 2 * M * N * K * images
-    launch = Launch(way, f"{kernel}{columns}>", parts, nbytes, operations, cluster, True)
+    launch = Launch(way, kernel, parts, nbytes, operations, across * down, True)
     chunks = math.ceil(K / 64) * images / parts_of
     launch.multiply(chunks * 2 * 128 * columns * 64, 1.0)
     of_chunk = ISSUED[device.arch][launch.kernel]["chunk"]["mma"] / 4
@@ -75,8 +95,8 @@ def product_sm90(way: Way, M, N, K, images, splits, options: Options) -> Launch:
     multiplied = chunks * 2 * (64 + columns) * LINE
     stored = 128 * columns * (4 if splits else 2 * options.written)
     terms = K * images / parts_of  # TMA fills a chunk beyond them with zeros
-    loaded = terms * 2 * (128 + columns / cluster)  # the other block has the rest sent
-    read = 128 * columns * 2 * options.read
+    loaded = terms * 2 * (128 / across + columns / down)  # other blocks have the rest sent
+    read = 128 * columns * 2 * options.read * (1 + (options.kind == "norm"))  # x twice
     launch.move(landed + multiplied + (0 if splits else 2 * stored), loaded + stored + read)
     return launch
 

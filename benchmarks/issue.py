@@ -102,6 +102,7 @@ REGIONS = {
         "inner": part_of_sm90(GELU | {"STSM": 99}),
         "read": part_of_sm90(PLAIN | ALL | {"LDG": 9}),
         "floats": part_of_sm90(PLAIN | {"STG": 99}),
+        "norm": part_of_sm90({"SHFL": 9}),
     },
     "token_linear_sm90_kernel<__nv_bfloat16": {
         "tile": Region("HGMMA", BF16 | {"HGMMA": 99, "LDG.E.U16": -50}),

@@ -155,9 +155,17 @@ def _channels_backward(way: Way, rows: int, C: int, D: int, grid=None) -> list[L
         *back,
         *weight_gradient(way, C, D, rows, **sums, turned=turned),
         *norm_backward(way, rows, D, sums=1, tensors=1),
-        product(way, C, rows, D, **adjoint),
-        *norm_backward(way, rows, C),
+        *_first_adjoint(way, rows, C, D),
     ]
+
+
+def _first_adjoint(way: Way, rows: int, C: int, D: int) -> list[Launch]:
+    """dx, and the sums that the norm's gradients are made of: floats, for every 64 rows."""
+    adjoint = {"layout": (True, False)}
+    if not way.hopper:
+        return [product(way, C, rows, D, **adjoint), *norm_backward(way, rows, C)]
+    parts = norm_backward(way, -(-rows // 64), C, sums=1, tensors=2)
+    return [product(way, C, rows, D, **adjoint, kind="norm", read=1), *parts, *parts]
 
 
 def shift_linear(way: Way, B: int, H: int, W: int, C: int) -> list[Launch]:

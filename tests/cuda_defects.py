@@ -108,6 +108,18 @@ DEFECTS = {
         " || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)", "",
         "test_emulated.py portable_kernels",
     ),
+    "CUDA channels, sm_90a: no weight in the norm's adjoint": (
+        BACKWARD, "norm.mean, norm.rstd, norm.weight};", "norm.mean, norm.rstd};",
+        "test_kernels.py sm90 and good and channel_mlp_backward",
+    ),
+    "CUDA channels, sm_90a: LayerNorm's adjoint taken for an affine one": (
+        BACKWARD, "norm.mean, norm.rstd, norm.weight};", "nullptr, nullptr, norm.weight};",
+        "test_kernels.py sm90 and good and channel_mlp_backward",
+    ),
+    "CUDA channels, sm_90a: a norm's bias's gradient for its weight's": (
+        BACKWARD, "add_up(adjoint.dweight, to[1])", "add_up(adjoint.dbias, to[1])",
+        "test_emulated_channels.py sm90 and affine",
+    ),
     "CUDA channels: no bias": (
         CHANNELS, "to.column_bias = bias, to.activation", "to.activation",
         "test_emulated_channels.py exact and affine",

@@ -63,7 +63,8 @@ def kernels(library: str) -> dict[int, str]:
     for place, name in SYMBOL.findall(told):
         name = re.sub(r"\(anonymous namespace\)::|shiftmlp::|^void ", "", name)
         if re.match(r"\w+_kernel\b", name):
-            names[int(place, 16)] = name.partition("(")[0]
+            template, found, _ = name.partition(">(")
+            names[int(place, 16)] = template + ">" if found else name.partition("(")[0]
     return names
 
 

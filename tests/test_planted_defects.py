@@ -3,6 +3,7 @@
 import emulator
 import passes_defects
 import planted_defects
+import product_norm_bugs
 import product_sm90_bugs
 import pytest
 import test_hopper
@@ -18,7 +19,7 @@ def bugs_of(planted: dict) -> dict:
 
 BUGS = bugs_of(test_product_defects.PLANTED) | passes_defects.PLANTED
 SM90 = bugs_of(test_hopper.PLANTED) | {
-    "product_sm90.cu": product_sm90_bugs.BUGS,
+    "product_sm90.cu": product_sm90_bugs.BUGS | product_norm_bugs.BUGS,
     "token_mlp_backward_sm90.cu": token_mlp_backward_bugs.BUGS,
 }
 

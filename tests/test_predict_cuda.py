@@ -116,6 +116,20 @@ def test_tiles_of_a_product(M, N, tiles):
     assert cuda_products.tiles_of_product(M, N, 1, MULTIPROCESSORS) == tiles
 
 
+@pytest.mark.parametrize(
+    "M, N, tiles",
+    [
+        (768, 50176, (192, 4, 2, 1568)),  # rows' parts of 256, and clusters of 8
+        (512, 50176, (256, 2, 2, 784)),
+        (384, 50176, (192, 2, 2, 784)),
+        (2048, 50176, (256, 8, 1, 3136)),
+        (96, 128, (128, 1, 1, 1)),
+    ],
+)
+def test_tiles_of_a_product_with_a_norm(M, N, tiles):
+    assert cuda_products.tiles_of_norm(M, N, HOPPER.device) == tiles
+
+
 @pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
 def test_the_launches_are_those_of_the_adapters():
     """In their order, with their tiles, clusters and blocks, on the emulator's multiprocessors."""

@@ -8,16 +8,23 @@ import emulator
 import pytest
 from hopper_bugs import TOKEN_LINEAR
 from passes_defects import PASSES_BACKWARD
+from product_norm_bugs import BUGS as PRODUCT_NORM
 from product_sm90_bugs import BUGS as PRODUCT_SM90
 from test_emulator import HOPPER_EXAMPLE, check_hopper_example, check_spatial_shift
 from test_hopper import check_token_linear, check_token_mlp
 from test_passes import check_passes
 from test_primitives import check_cluster, check_exchange
 from test_product_defects import PRODUCT, check_product
+from test_product_norm import check_norm
 from test_product_sm90 import check_product as check_product_sm90
 from test_token_mlp_backward import check as check_token_mlp_backward
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
+
+
+def check_products_sm90(library, seed):
+    check_product_sm90(library, seed)
+    check_norm(library, seed)
 
 
 def check_clusters(library, seed):
@@ -29,7 +36,7 @@ CHECKS = {
     "spatial_shift.cu": check_spatial_shift,
     "passes.cu": check_passes,
     "product.cu": check_product,
-    "product_sm90.cu": check_product_sm90,
+    "product_sm90.cu": check_products_sm90,
     "token_linear_sm90.cu": check_token_linear,
     "token_mlp_sm90.cu": check_token_mlp,
     "token_mlp_backward_sm90.cu": check_token_mlp_backward,
@@ -77,6 +84,10 @@ PLANTED = {
     ),
     ("token_mlp_backward_sm90.cu", "staged over sums that others read"): (
         "if (chunk == 0 && p.mean) mbarrier_wait", "if (false) mbarrier_wait",
+        "thread writes", "thread reads",
+    ),
+    ("product_sm90.cu", "sums overwritten while others read them"): (
+        *PRODUCT_NORM["sums overwritten while others read them"],
         "thread writes", "thread reads",
     ),
     ("hopper_example.cu", "no barrier before the copy to y"): (

@@ -150,7 +150,7 @@ struct Mlp {
     const Product p = first.product(call, x.count, in.operand(false), to);
     const Operand hidden = operand_of(call.images(memory, "the hidden"), false);
     if (shift && fits_sm90(p, shift->on_write())) {
-      launch_product_sm90(p, shift->on_write(), stream);
+      launch_product_sm90(p, shift->on_write(), {}, stream);
       return hidden;
     }
     multiply(p, stream);

@@ -1,8 +1,7 @@
 // Chunks of both operands of a product on sm_90a, on their way into shared memory.
 #pragma once
 
-#include "cluster.h"
-#include "result_sm90.h"
+#include "norm_sm90.h"
 
 namespace shiftmlp {
 
@@ -27,13 +26,15 @@ struct Shared {
   } chunks[kPlaces];
   alignas(1024) Line<T> y[2][kRows / 2];
   OfColumn columns[2][kColumns];
+  SharedNorm norm[2];
   Mbarrier full[kPlaces], empty[kPlaces];
 
-  __device__ void init(bool gathers, int cluster) {
+  __device__ void init(bool gathers, int down, int across) {
     for (int i = 0; i < kPlaces; ++i) {
       mbarrier_init(full[i], gathers ? 1 + kWarpgroup : 1);
-      mbarrier_init(empty[i], cluster * kConsumers / 32);
+      mbarrier_init(empty[i], (down + across - 1) * kConsumers / 32);
     }
+    for (auto& of_warpgroup : norm) of_warpgroup.init(across);
   }
 };
 
@@ -52,47 +53,52 @@ struct Params {
   ResultSm90 result;
   int32_t images, K, splits;
   bool shares_columns, shares_rows;  // all images do
-  int32_t cluster;                   // blocks, 1 or 2, whose parts are one below another
+  int32_t down, across;              // blocks of a cluster: 1 or 2, by at most kMostBlocks in all
 };
+constexpr int kMostBlocks = 8;
 
 struct Maps {
   TensorMap rows, columns;
   ResultMaps results;
 };
 
-// The parts of the result that a cluster computes, each block kRows of its rows; those of the last
-// one may lie beyond the end. Neighbours in a row of parts come one after another: they are
-// computed at the same time, from the same rows.
+// The parts of the result that a cluster computes, `down` times kRows rows by `across` times so
+// many columns, of which each block has its own; those of the last one may lie beyond the end.
+// Neighbours in a row of parts come one after another: they are computed at the same time, from the
+// same rows.
 struct Parts {
   struct Part : Place {
     int32_t first, chunks;  // of the sum
   };
 
-  int32_t across, down, columns, cluster;
-  int32_t of_image;  // chunks
-  int64_t chunks;    // of all images,
-  int32_t images;    // and of how many images of the result
+  int32_t columns, down, across;  // of a block, and blocks of a cluster
+  int32_t wide, high;             // parts
+  int32_t of_image;               // chunks
+  int64_t chunks;                 // of all images,
+  int32_t images;                 // and of how many images of the result
 
   __host__ __device__ Parts(const Params& p, int columns)
-      : across((p.result.M + columns - 1) / columns),
-        down((p.result.N + p.cluster * kRows - 1) / (p.cluster * kRows)),
-        columns(columns),
-        cluster(p.cluster),
+      : columns(columns),
+        down(p.down),
+        across(p.across),
+        wide((p.result.M + across * columns - 1) / (across * columns)),
+        high((p.result.N + down * kRows - 1) / (down * kRows)),
         of_image((p.K + kTerms - 1) / kTerms),
         chunks(int64_t{p.images} * of_image),
         images(p.splits > 0 ? p.splits : p.images) {}
 
-  __host__ __device__ int64_t count() const { return int64_t{across} * down * images; }
+  __host__ __device__ int64_t count() const { return int64_t{wide} * high * images; }
 
   // This block's are first(), and every step()th one from there on.
-  __device__ int32_t first() const { return blockIdx.x / cluster; }
-  __device__ int32_t step() const { return gridDim.x / cluster; }
+  __device__ int32_t first() const { return blockIdx.x / (down * across); }
+  __device__ int32_t step() const { return gridDim.x / (down * across); }
 
   __device__ Part operator[](int32_t i) const {
-    const int32_t image = i / (across * down), place = i % (across * down);
+    const int32_t image = i / (wide * high), place = i % (wide * high);
     const int32_t first = image * chunks / images, end = (image + 1) * chunks / images;
-    const int32_t row = (place / across * cluster + cluster_rank()) * kRows;
-    return {{image, row, place % across * columns}, first, end - first};
+    const int32_t row = (place / wide * down + cluster_rank() / across) * kRows;
+    const int32_t column = (place % wide * across + cluster_rank() % across) * columns;
+    return {{image, row, column}, first, end - first};
   }
 };
 
@@ -103,14 +109,22 @@ __device__ Pieces<T> pieces_of(Line<T>* rows, int32_t row, int32_t k) {
   return {swizzled(rows, line, column), row + line, k + column, kRows / kDown, kDown * 64, kDown};
 }
 
-// By a warpgroup if it gathers, else by its first thread. Each block of a cluster loads its share
-// of the columns' chunk for all of them.
+// In how many boxes the blocks of a cluster load rows that they share.
+__host__ __device__ inline int boxes_of_rows(int across) {
+  return across > 4 ? 8 : across > 2 ? 4 : across;
+}
+
+// By a warpgroup if it gathers, else by its first thread. Each block of a cluster loads a share of
+// the columns' chunk for those below and above it, and of the rows' for those beside it.
 template <class T, class Layout, int kColumns>
 __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params& p,
                      const Parts& parts, bool gathers) {
   constexpr int kPlaces = Shared<T, kColumns>::kPlaces;
   constexpr int kLines = Layout::kColumnsSumRows ? kTerms : kColumns;
-  const int share = kLines / p.cluster * cluster_rank();
+  const int below = cluster_rank() / p.across, beside = cluster_rank() % p.across;
+  const int share = kLines / p.down * below, boxes = boxes_of_rows(p.across);
+  const uint16_t same_columns = (1 | (p.down - 1) << p.across) << beside;
+  const uint16_t same_rows = ((1 << p.across) - 1) << below * p.across;
   Turn<kPlaces> turn, landed;
   int under_way = 0;
   const auto announce = [&] {
@@ -129,8 +143,8 @@ __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params
       if (threadIdx.x == kConsumers) {
         mbarrier_arrive_expect(full, sizeof columns + (gathers ? 0 : sizeof rows));
         const auto load_share = [&](Line<T>* lines, const int (&at)[3]) {
-          if (p.cluster == 1) return tma_load(lines, maps.columns, full, at);
-          tma_multicast(lines, maps.columns, full, at, 3);
+          if (p.down == 1) return tma_load(lines, maps.columns, full, at);
+          tma_multicast(lines, maps.columns, full, at, same_columns);
         };
         if constexpr (Layout::kColumnsSumRows) {
           for (int c = 0; c < kColumns; c += 64) {
@@ -142,6 +156,11 @@ __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params
         if constexpr (Layout::kRowsSumRows) {
           for (int r = 0; r < kRows; r += 64) {
             tma_load(rows + r, maps.rows, full, {part.row + r, k, of_rows});
+          }
+        } else if (p.across > 1) {
+          for (int box = beside; box < boxes; box += p.across) {
+            const int line = kRows / boxes * box;
+            tma_multicast(rows + line, maps.rows, full, {k, part.row + line, of_rows}, same_rows);
           }
         } else if (!gathers) {
           tma_load(rows, maps.rows, full, {k, part.row, of_rows});

@@ -203,7 +203,7 @@ inline Images launch_scaled(Call& call, const Images& a, const Vector& scale, cu
 
 // The product, by the kernel of its own that sm_90a has, where that takes the operands.
 inline void multiply(const Product& p, cudaStream_t stream) {
-  fits_sm90(p) ? launch_product_sm90(p, {}, stream) : launch_product(p, stream);
+  fits_sm90(p) ? launch_product_sm90(p, {}, {}, stream) : launch_product(p, stream);
 }
 
 // Parts of a sum, as launch(parts) makes them, and then their sum into `gradient`.

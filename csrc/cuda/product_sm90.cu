@@ -7,15 +7,18 @@
 // shift moves, four warps gather them. Each of two warpgroups multiplies 64 rows. The second starts
 // late, and stays as many chunks behind as there are places for, so that one multiplies while the
 // other one activates. Two blocks whose parts are one below another load half of the columns each
-// for both: a byte from L2 for every 128 operations.
-#include "chunks_sm90.h"
-#include "product_sm90.h"
+// for both: a byte from L2 for every 128 operations. Where a norm's adjoint wants a row's sums over
+// all columns, blocks beside one another are in the cluster too, and share the rows.
+#include "product_fits_sm90.h"
 
 namespace shiftmlp {
 namespace {
 
+// What becomes of a sum: it is activated, or multiplied by a slope, or a norm's adjoint follows.
+enum class Finish { kActivation, kSlope, kNorm };
+
 // By both warpgroups.
-template <class T, class Layout, bool kSlope, int kColumns>
+template <class T, class Layout, Finish kFinish, int kColumns>
 __device__ void multiply(Shared<T, kColumns>& shared, const ResultMaps& results, const Params& p,
                          const Parts& parts, bool gathers) {
   constexpr Major kRowsMajor = Layout::kRowsSumRows ? Major::kMN : Major::kK;
@@ -24,9 +27,12 @@ __device__ void multiply(Shared<T, kColumns>& shared, const ResultMaps& results,
   constexpr int kPlaces = Shared<T, kColumns>::kPlaces;
   const int group = threadIdx.x / kWarpgroup, thread = threadIdx.x % kWarpgroup;
   Turn<kPlaces> turn;
+  [[maybe_unused]] int exchange = 0;
+  const int lane = threadIdx.x % 32, rank = cluster_rank();
+  const bool loads_for_this =
+      lane / p.across == rank / p.across || lane % p.across == rank % p.across;
   const auto hand_back = [&](int place) {
-    const int lane = threadIdx.x % 32;
-    if (lane < p.cluster) mbarrier_arrive_in(lane, shared.empty[place]);
+    if (loads_for_this && lane < p.down * p.across) mbarrier_arrive_in(lane, shared.empty[place]);
   };
   const int32_t first = parts.first(), first_chunks = parts[first].chunks;
   // All that is announced while the second warpgroup hands nothing back.
@@ -39,6 +45,11 @@ __device__ void multiply(Shared<T, kColumns>& shared, const ResultMaps& results,
     OfColumn* const columns = shared.columns[group];
     for (int c = thread; c < kColumns; c += kWarpgroup) {
       const int32_t column = part.column + c;
+      if constexpr (kFinish == Finish::kNorm) {  // whose sums go over all columns
+        const bool inside = column < p.result.M;
+        columns[c] = {0.0f, inside ? read(p.result.norm.weight, column, 1.0f) : 0.0f};
+        continue;
+      }
       if (column >= p.result.M) break;
       columns[c] = {read(p.result.y.column_bias, column), read(p.result.y.scale, column, 1.0f)};
     }
@@ -65,36 +76,45 @@ __device__ void multiply(Shared<T, kColumns>& shared, const ResultMaps& results,
     wgmma_wait<0>(sums);
     hand_back(turn.place > 0 ? turn.place - 1 : kPlaces - 1);
     named_barrier(2 + group, kWarpgroup);  // the columns are there
-    store_result<T, kSlope, kColumns>(shared.y[group], results, p.result, part, sums, columns);
+    if constexpr (kFinish == Finish::kNorm) {
+      store_norm<T, kColumns>(shared.norm[group], shared.y[group], results.y, p.result, part, sums,
+                              columns, p.across, exchange);
+      exchange ^= 1;
+    } else {
+      constexpr bool kSlope = kFinish == Finish::kSlope;
+      store_result<T, kSlope, kColumns>(shared.y[group], results, p.result, part, sums, columns);
+    }
     named_barrier(2 + group, kWarpgroup);  // and free
   }
   if (thread == 0) tma_store_wait_read<0>();
 }
 
-// A result is activated, or, with kSlope, multiplied by a slope.
-template <class T, class Layout, bool kSlope, int kColumns>
+template <class T, class Layout, Finish kFinish, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
     product_sm90_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   auto& shared = shared_memory<Shared<T, kColumns>>();
   constexpr bool kMayGather = !Layout::kColumnsSumRows;
   const bool gathers = kMayGather && p.rows.operand.shift != nullptr;
   if (threadIdx.x == 0) {
-    shared.init(gathers, p.cluster);
+    shared.init(gathers, p.down, p.across);
     mbarrier_init_fence();
   }
   cluster_barrier();
   const Parts parts(p, kColumns);
   if (threadIdx.x < kConsumers) {
     take_registers<kMayGather ? 216 : 232>();
-    multiply<T, Layout, kSlope, kColumns>(shared, maps.results, p, parts, gathers);
+    multiply<T, Layout, kFinish, kColumns>(shared, maps.results, p, parts, gathers);
   } else {
     give_registers<kMayGather ? 72 : 40>();
     if (gathers || threadIdx.x == kConsumers) {
       load<T, Layout, kColumns>(shared, maps, p, parts, gathers);
     }
   }
-  cluster_barrier();  // the other block hands places back to this one until it has read them all
+  cluster_barrier();  // others hand places back to this block until they have read them all
 }
+
+template <class T, int kColumns>
+constexpr size_t kBytes = sizeof(Shared<T, kColumns>);
 
 // Images of `count` rows, in boxes of 64 of their columns by so many rows.
 template <class T>
@@ -115,23 +135,47 @@ TensorMap map_of(const Operand& o, int64_t images, int32_t size, int32_t K, int 
   return map_of<T>(data, stride_b, stride, images, size, K, lines / blocks);
 }
 
-// How many parts the busiest block computes.
-int64_t most_parts(const Params& p, int columns) {
-  const int clusters = multiprocessors() / p.cluster;
-  return (Parts(p, columns).count() + clusters - 1) / clusters;
+// For parts of so many columns: `count` clusters run at the same time, and the busiest computes
+// `most` parts.
+struct Clusters {
+  int columns, down, across;
+  int64_t count, most;
+
+  // The time of the busiest block.
+  int64_t cost() const {
+    constexpr int kFixed = 32;  // of a part, in columns
+    return most * (columns + kFixed);
+  }
+};
+
+template <class T, class Layout, Finish kFinish, int kColumns>
+Clusters clusters_of(Params p) {
+  if (p.result.norm.mean) p.across = (p.result.M + kColumns - 1) / kColumns;
+  if (p.across > kMostBlocks) return {kColumns, 0, 0, 0, std::numeric_limits<int32_t>::max()};
+  const auto with = [&p](int down) -> Clusters {
+    p.down = down;
+    // Two neighbours always are in the same part of the device; more need not be.
+    const int64_t count =
+        p.across == 1 ? multiprocessors() / down
+                      : active_clusters(product_sm90_kernel<T, Layout, kFinish, kColumns>,
+                                        down * p.across, dim3(kThreads), kBytes<T, kColumns>);
+    return {kColumns, down, p.across, count, (Parts(p, kColumns).count() + count - 1) / count};
+  };
+  if (p.result.N <= kRows || 2 * p.across > kMostBlocks) return with(1);
+  const Clusters pairs = with(2);
+  // Blocks that are beside one another alone read more from L2 than those without a cluster save.
+  return p.across > 1 || pairs.most <= with(1).most ? pairs : with(1);
 }
 
-template <class T, class Layout, bool kSlope, int kColumns>
-void launch_for(const Product& product, Params p, cudaStream_t stream) {
-  static_assert(sizeof(Shared<T, kColumns>) <= kSharedLimit);
-  Params pairs = p;
-  pairs.cluster = 2;
-  if (p.result.N > kRows && most_parts(pairs, kColumns) <= most_parts(p, kColumns)) p = pairs;
+template <class T, class Layout, Finish kFinish, int kColumns>
+void launch_for(const Product& product, Params p, const Clusters& clusters, cudaStream_t stream) {
+  static_assert(kBytes<T, kColumns> <= kSharedLimit);
+  p.down = clusters.down, p.across = clusters.across;
   Maps maps{};
-  maps.columns =
-      map_of<T>(product.columns, product.images, product.M, product.K, kColumns, p.cluster);
+  maps.columns = map_of<T>(product.columns, product.images, product.M, product.K, kColumns, p.down);
   if (!product.rows.shift) {
-    maps.rows = map_of<T>(product.rows, product.images, product.N, product.K, kRows, 1);
+    const int boxes = boxes_of_rows(p.across);
+    maps.rows = map_of<T>(product.rows, product.images, product.N, product.K, kRows, boxes);
   }
   const Result& y = product.result;
   const auto map_of_result = [&](const void* data) {
@@ -139,73 +183,30 @@ void launch_for(const Product& product, Params p, cudaStream_t stream) {
   };
   if (y.dtype == product.dtype) maps.results.y = map_of_result(y.data);
   if (y.inner) maps.results.inner = map_of_result(y.inner);
-  const int64_t clusters =
-      std::min<int64_t>(Parts(p, kColumns).count(), multiprocessors() / p.cluster);
-  launch_clusters(product_sm90_kernel<T, Layout, kSlope, kColumns>, p.cluster,
-                  dim3(clusters * p.cluster), dim3(kThreads), sizeof(Shared<T, kColumns>), stream,
-                  maps, p);
+  const int blocks = p.down * p.across;
+  const int64_t count = std::min(Parts(p, kColumns).count(), clusters.count);
+  launch_clusters(product_sm90_kernel<T, Layout, kFinish, kColumns>, blocks, dim3(count * blocks),
+                  dim3(kThreads), kBytes<T, kColumns>, stream, maps, p);
 }
 
-// The time of the busiest block, for parts of so many columns.
-int64_t cost(const Params& p, int columns) {
-  constexpr int kFixed = 32;  // of a part, in columns
-  return most_parts(p, columns) * (columns + kFixed);
-}
-
-template <class T, class Layout, bool kSlope>
+template <class T, class Layout, Finish kFinish>
 void launch_layout(const Product& product, const Params& p, cudaStream_t stream) {
-  const int64_t wide = cost(p, 256), middle = cost(p, 192), narrow = cost(p, 128);
-  const auto launch = [&](auto columns) {
-    launch_for<T, Layout, kSlope, decltype(columns)::value>(product, p, stream);
-  };
-  if (wide <= std::min(middle, narrow)) return launch(std::integral_constant<int, 256>{});
-  if (middle <= narrow) return launch(std::integral_constant<int, 192>{});
-  launch(std::integral_constant<int, 128>{});
-}
-
-bool is_plain(const Operand& o) {
-  return !o.mean && !o.weight.data && !o.bias.data && !o.factor.data;
-}
-
-// Of a last piece of 16 bytes, TMA loads what belongs to the row.
-bool fits_tma_of(const Rows& rows, int64_t columns) {
-  const int64_t whole = (columns + 7) / 8 * 8;
-  const bool one = rows.stride_b == 0;
-  return one ? fits_tma(rows.data, rows.stride, whole) : fits_tma(rows, whole);
-}
-
-bool fits_tma_of(const Operand& o, int32_t size, int32_t K) {
-  return fits_tma_of(o.rows, o.sums_rows ? size : K);
-}
-
-// Whether the kernel with kSlope is meant.
-bool has_slope(const Product& p) { return p.result.slope_of.data || p.rows.sums_rows; }
-
-bool fits_result(const Product& p) {
-  const Result& y = p.result;
-  if (y.factor.data) return false;
-  if (has_slope(p)) {
-    const bool activates = y.activation != Activation::kNone;
-    if (!p.columns.sums_rows || y.residual.data || y.row_bias.data || y.inner) return false;
-    if (activates && !y.slope_of.data) return false;
+  const Clusters wide = clusters_of<T, Layout, kFinish, 256>(p);
+  const Clusters middle = clusters_of<T, Layout, kFinish, 192>(p);
+  const Clusters narrow = clusters_of<T, Layout, kFinish, 128>(p);
+  if (wide.cost() <= std::min(middle.cost(), narrow.cost())) {
+    return launch_for<T, Layout, kFinish, 256>(product, p, wide, stream);
   }
-  if (y.inner && (y.residual.data || y.scale.data || y.dtype != p.dtype)) return false;
-  const auto fits = [&p](const Rows& rows) {
-    return !rows.data || (p.M % 8 == 0 && fits_tma_of(rows, p.M));
-  };
-  if (!fits(y.residual) || !fits(y.slope_of)) return false;
-  if (y.dtype == DType::kFloat32) {  // stored by twos
-    return reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && (p.M | y.stride | y.stride_b) % 2 == 0;
+  if (middle.cost() <= narrow.cost()) {
+    return launch_for<T, Layout, kFinish, 192>(product, p, middle, stream);
   }
-  const Rows inner{y.inner, y.stride_b, y.stride};
-  return y.dtype == p.dtype && p.M % 8 == 0 && fits(inner) &&
-         fits_tma_of({y.data, y.stride_b, y.stride}, p.M);
+  launch_for<T, Layout, kFinish, 128>(product, p, narrow, stream);
 }
 
-Params params_of(const Product& p, const MoveOnWrite& move) {
+Params params_of(const Product& p, const MoveOnWrite& move, const NormAdjoint& norm) {
   Operand to{{p.result.data, 0, p.result.stride}, false};
   to.shift = move.shift, to.H = move.H, to.W = move.W;
-  const ResultSm90 result{p.result, side_of(to, p.N, p.M, 2), p.M, p.N};
+  const ResultSm90 result{p.result, side_of(to, p.N, p.M, 2), norm, p.M, p.N};
   return {side_of(p.rows, p.N, p.K, 2),
           result,
           static_cast<int32_t>(p.images),
@@ -213,12 +214,13 @@ Params params_of(const Product& p, const MoveOnWrite& move) {
           p.splits,
           p.columns.rows.stride_b == 0,
           p.rows.rows.stride_b == 0,
+          1,
           1};
 }
 
 }  // namespace
 
-bool fits_sm90(const Product& p, const MoveOnWrite& move) {
+bool fits_sm90(const Product& p, const MoveOnWrite& move, const NormAdjoint& norm) {
   if (!is_hopper() || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)) return false;
   constexpr int kMost = 1 << 30;  // what is added to a size before it is divided must fit too
   if (std::min<int64_t>({p.M, p.N, p.K, p.images}) < 1) return false;
@@ -227,23 +229,29 @@ bool fits_sm90(const Product& p, const MoveOnWrite& move) {
   if (!fits_tma_of(p.columns, p.M, p.K)) return false;
   if (p.rows.shift ? p.columns.sums_rows : !fits_tma_of(p.rows, p.N, p.K)) return false;
   if (p.rows.sums_rows && !p.columns.sums_rows) return false;
-  if (!fits_result(p)) return false;
-  const Params params = params_of(p, move);
+  if (!fits_result(p) || !fits_norm(p, norm)) return false;
+  const Params params = params_of(p, move, norm);
   const bool moves = params.result.to.bytes == 16 && p.result.dtype == p.dtype && p.images == 1;
-  if (move.shift && !moves) return false;
+  if (move.shift && (!moves || norm.x.data)) return false;
   const Parts parts(params, 128);
   return parts.images <= parts.chunks && std::max(parts.chunks, parts.count()) <= kMost;
 }
 
-void launch_product_sm90(const Product& p, const MoveOnWrite& move, cudaStream_t stream) {
-  const Params params = params_of(p, move);
+void launch_product_sm90(const Product& p, const MoveOnWrite& move, const NormAdjoint& norm,
+                         cudaStream_t stream) {
+  const Params params = params_of(p, move, norm);
   const auto launch = [&](auto type) {
     using T = typename decltype(type)::type;
-    if (!p.columns.sums_rows)
-      return launch_layout<T, Layout<false, false>, false>(p, params, stream);
-    if (p.rows.sums_rows) return launch_layout<T, Layout<true, true>, true>(p, params, stream);
-    if (has_slope(p)) return launch_layout<T, Layout<true, false>, true>(p, params, stream);
-    launch_layout<T, Layout<true, false>, false>(p, params, stream);
+    using Forward = Layout<false, false>;
+    using Gradient = Layout<true, false>;
+    using OfWeight = Layout<true, true>;
+    if (!p.columns.sums_rows) {
+      return launch_layout<T, Forward, Finish::kActivation>(p, params, stream);
+    }
+    if (p.rows.sums_rows) return launch_layout<T, OfWeight, Finish::kSlope>(p, params, stream);
+    if (norm.x.data) return launch_layout<T, Gradient, Finish::kNorm>(p, params, stream);
+    if (has_slope(p)) return launch_layout<T, Gradient, Finish::kSlope>(p, params, stream);
+    launch_layout<T, Gradient, Finish::kActivation>(p, params, stream);
   };
   p.dtype == DType::kFloat16 ? launch(Type<__half>{}) : launch(Type<__nv_bfloat16>{});
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation.h"
+#include "product_sm90.h"
 #include "tile.h"
 #include "tiles_sm90.h"
 
@@ -26,6 +27,7 @@ struct ResultMaps {
 struct ResultSm90 {
   Result y;
   Side to;  // rows of y, and where a shift moves them
+  NormAdjoint norm;
   int32_t M, N;
 };
 
@@ -42,13 +44,13 @@ __device__ void load_words(Words& to, const Rows& from, const ResultSm90& p, int
                            int32_t row, int32_t column) {
   const T* const data = static_cast<const T*>(from.data) + image * from.stride_b;
 #pragma unroll
-  for (int n = 0; n < kAtOnce / 8; ++n) {
+  for (int half = 0; half < 2; ++half) {
+    const int32_t r = row + 8 * half, count = r < p.N ? p.M - column : 0;
+    const T* const first = data + r * from.stride + column;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int32_t r = row + 8 * half, c = column + 8 * n;
-      const bool inside = r < p.N && c < p.M;
-      to[n][half] =
-          inside ? *reinterpret_cast<const uint32_t*>(data + r * from.stride + c) : uint32_t{0};
+    for (int n = 0; n < kAtOnce / 8; ++n) {
+      const bool inside = 8 * n < count;
+      to[n][half] = inside ? *reinterpret_cast<const uint32_t*>(first + 8 * n) : uint32_t{0};
     }
   }
 }
@@ -92,6 +94,33 @@ __device__ void store_moved(Line<T>* lines, const ResultSm90& p, int32_t row, in
   }
 }
 
+// Fills the lines with a warpgroup's words, when those before them are stored; `also` writes what
+// else is read when all have come past it.
+template <class T, class Also>
+__device__ void fill_lines(Line<T>* lines, const Words& words, const Also& also) {
+  const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
+  const int barrier = 2 + threadIdx.x / kWarpgroup;
+  if (thread == 0) tma_store_wait_read<0>();
+  named_barrier(barrier, kWarpgroup);  // the lines before these are stored
+#pragma unroll
+  for (int n = 0; n < kAtOnce / 8; n += 2) {
+    const uint32_t four[4] = {words[n][0], words[n][1], words[n + 1][0], words[n + 1][1]};
+    const int line = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
+    stmatrix(swizzled(lines, line, 8 * n + lane / 16 * 8), four);
+  }
+  also();
+  async_proxy_fence();
+  named_barrier(barrier, kWarpgroup);
+}
+
+template <class T>
+__device__ void store_lines(Line<T>* lines, const TensorMap& map, const Place& place,
+                            int32_t column) {
+  if (threadIdx.x % kWarpgroup > 0) return;
+  tma_store(map, {column, place.row, place.image}, lines);
+  tma_store_commit();
+}
+
 // With kSlope, scale * v * activation'(slope_of); else residual + scale * activation(v), after v
 // itself where that is wanted.
 template <class T, bool kSlope, int kColumns>
@@ -100,7 +129,7 @@ __device__ void store_result(Line<T>* lines, const ResultMaps& maps, const Resul
                              const OfColumn* columns) {
   const Result& y = p.y;
   const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
-  const int barrier = 2 + threadIdx.x / kWarpgroup, q = lane % 4 * 2;
+  const int q = lane % 4 * 2;
   const int32_t row = place.row + warp * 16 + lane / 4;
   float row_bias[2] = {};
   if constexpr (!kSlope) {
@@ -125,25 +154,12 @@ __device__ void store_result(Line<T>* lines, const ResultMaps& maps, const Resul
       return sums[(c / 8 + n) * 4 + 2 * half + j] + bias;
     };
     const auto store = [&](const TensorMap& map, bool moves) {
-      if (thread == 0) tma_store_wait_read<0>();
-      named_barrier(barrier, kWarpgroup);  // the lines before these are stored
-#pragma unroll
-      for (int n = 0; n < kAtOnce / 8; n += 2) {
-        const uint32_t packed[4] = {pack<T>(values[n][0][0], values[n][0][1]),
-                                    pack<T>(values[n][1][0], values[n][1][1]),
-                                    pack<T>(values[n + 1][0][0], values[n + 1][0][1]),
-                                    pack<T>(values[n + 1][1][0], values[n + 1][1][1])};
-        const int line = warp * 16 + lane / 8 % 2 * 8 + lane % 8;
-        stmatrix(swizzled(lines, line, 8 * n + lane / 16 * 8), packed);
-      }
-      async_proxy_fence();
-      named_barrier(barrier, kWarpgroup);
-      if (moves) {
-        store_moved(lines, p, place.row, column);
-      } else if (thread == 0) {
-        tma_store(map, {column, place.row, place.image}, lines);
-        tma_store_commit();
-      }
+      Words words;
+      for_each_pair([&](int n, int half, const float (&pair)[2]) {
+        words[n][half] = pack<T>(pair[0], pair[1]);
+      });
+      fill_lines(lines, words, [] {});
+      moves ? store_moved(lines, p, place.row, column) : store_lines(lines, map, place, column);
     };
     if constexpr (!kSlope) {
       if (y.inner) {

@@ -164,7 +164,16 @@ void bind_products(py::module_& m) {
         const auto move = shift_on(grid, moves);
         const MoveOnWrite on_write{pointer(move), grid.first, grid.second};
         check_fits(p, on_write);
-        launch_product_sm90(p, on_write, nullptr);
+        launch_product_sm90(p, on_write, {}, nullptr);
+      });
+  kernel(
+      m, "product_sm90_norm",
+      +[](const Side& columns, const Side& rows, const Result& result, Arg x, Given mean,
+          Given rstd, Given weight, Given dweight, Given dbias) {
+        const Product p = product_of(columns, rows, result, 1, 0);
+        const NormAdjoint norm{x, mean, rstd, weight, dweight, dbias};
+        check_fits(p, MoveOnWrite{}, norm);
+        launch_product_sm90(p, {}, norm, nullptr);
       });
 }
 
