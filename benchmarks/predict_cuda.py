@@ -270,7 +270,8 @@ def main() -> None:
         print("\n".join(_aligned([COLUMNS, *map(cells, some)])))
         rows += some
     for row in rows[: len(order)] if options.launches else ():
-        print(row["op"], row["case"], row["direction"], *of_launches(row), sep="\n")
+        print(row["op"], row["case"], row["direction"])
+        print("\n".join(of_launches(row)))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
