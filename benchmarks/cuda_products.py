@@ -46,8 +46,9 @@ def tiles_of_norm(M: int, N: int, device) -> tuple[int, int, int, int]:
 class Options:
     """Of a product: the side whose rows are summed over, of the columns and of the rows; whether
     all images share the columns or the rows; what becomes of the sums ("plain", "gelu", "slope",
-    "inner": gelu and what entered it, or "norm": its adjoint); how many tensors like the result are read, how many sides
-    are "turned" on their way in by a norm or a factor, and how many gathered by a shift."""
+    "inner": gelu and what entered it, or "norm": its adjoint); how many tensors like the result are
+    read, how many sides are "turned" on their way in by a norm or a factor, and how many gathered
+    by a shift."""
 
     layout: tuple[bool, bool] = (False, False)
     shared: tuple[bool, bool] = (False, False)
