@@ -37,7 +37,9 @@ __device__ void activate_chunk(uint32_t (&hidden)[kChunk / 16][4],
         const int at = 8 * k + 2 * n + j;
         const float inner = sums[at] + b1[16 * k + n / 2 * 8 + q + j];
         a[j] = activate<kActivation>(inner);
-        da[j] = activate_backward<kActivation>(scale[n % 2] * dsums[at], inner);
+        // Rounded as if stored, and so below: no gradient tells by which kernels it was computed.
+        const float slope_of = float(T(inner));
+        da[j] = scale[n % 2] * activate_backward<kActivation>(dsums[at], slope_of);
         float& sum = values[k % 2 * 4 + n / 2 * 2 + j];
         sum = n % 2 == 0 ? da[j] : sum + da[j];
       }

@@ -94,8 +94,7 @@ __device__ void finish_norm(Line<T>* lines, Staged (&staged)[2], Exchange& excha
     float values[8] = {};
     for_each_of<T, kTokens>(words, t, [&](int token, int channel, int index, float x) {
       const float along = normal(token, x);
-      // As a gradient that is stored: the norm's must not tell which kernels ran.
-      sums[index] = float(T(sums[index]));
+      sums[index] = float(T(sums[index]));  // as if stored, like any gradient inside
       of_channel[channel][0] += sums[index], of_channel[channel][1] += sums[index] * along;
       sums[index] *= weight[channel];
       float* const of_token = &values[(token - t) / 8 * 4 + token % 2 * 2];
