@@ -98,7 +98,7 @@ __device__ void store_norm(SharedNorm& shared, Line<T>* lines, const TensorMap& 
     }
   };
 
-  // As a gradient that is stored: what the norm's own are must not tell which kernels ran.
+  // As where the gradient of the norm's result goes through memory: results do not tell of the way.
   for (float& sum : sums) sum = float(T(sum));
   Floats2 means[2] = {};
   if (norm.mean) {

@@ -154,7 +154,7 @@ Clusters clusters_of(Params p) {
   if (p.across > kMostBlocks) return {kColumns, 0, 0, 0, std::numeric_limits<int32_t>::max()};
   const auto with = [&p](int down) -> Clusters {
     p.down = down;
-    // Two neighbours always are in the same part of the device; more need not be.
+    // A cluster lies in one part of the device, which holds an even number of multiprocessors.
     const int64_t count =
         p.across == 1 ? multiprocessors() / down
                       : active_clusters(product_sm90_kernel<T, Layout, kFinish, kColumns>,
@@ -163,7 +163,7 @@ Clusters clusters_of(Params p) {
   };
   if (p.result.N <= kRows || 2 * p.across > kMostBlocks) return with(1);
   const Clusters pairs = with(2);
-  // Blocks that are beside one another alone read more from L2 than those without a cluster save.
+  // Blocks across alone would each load all of their columns.
   return p.across > 1 || pairs.most <= with(1).most ? pairs : with(1);
 }
 
