@@ -92,6 +92,16 @@ __device__ inline T& shared_memory() {
 #endif
 }
 
+// The compiler takes the words for others from here on: nothing that it made of them before stays
+// in registers for its sake.
+template <int kCount>
+__device__ inline void forget([[maybe_unused]] uint32_t (&words)[kCount]) {
+#ifdef __CUDACC__
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(words[i]));
+#endif
+}
+
 // Two 16-bit values in a word, the first one low.
 template <class T>
 __device__ inline uint32_t pack(float first, float second) {

@@ -18,17 +18,18 @@ using Params = TokenMlpBackwardSm90Params;
 
 constexpr int kMostBlocks = 8;  // of a cluster, that every device takes
 
-// From sums of a chunk and those of its gradient, both as operands. Of db1, which has `left` units
-// from the chunk on, a part.
+// From a chunk's sums and those of its gradient: the hidden into `lines`, and its gradient as an
+// operand. Of db1, which has `left` units from the chunk on, a part.
 template <class T, Activation kActivation>
-__device__ void activate_chunk(uint32_t (&hidden)[kChunk / 16][4],
-                               uint32_t (&dhidden)[kChunk / 16][4], const float (&sums)[kChunk / 2],
-                               const float (&dsums)[kChunk / 2], const float (&scale)[2],
-                               const float* b1, int left, float* db1) {
+__device__ void activate_chunk(Line<T>* lines, uint32_t (&dhidden)[kChunk / 16][4],
+                               const float (&sums)[kChunk / 2], const float (&dsums)[kChunk / 2],
+                               const float (&scale)[2], const float* b1, int left, float* db1) {
   const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4 * 2;
+  const Fragment fragment;
   float values[8];
 #pragma unroll
   for (int k = 0; k < kChunk / 16; ++k) {
+    uint32_t hidden[4];
 #pragma unroll
     for (int n = 0; n < 4; ++n) {
       float a[2], da[2];
@@ -40,11 +41,16 @@ __device__ void activate_chunk(uint32_t (&hidden)[kChunk / 16][4],
         // Rounded as if stored, and so below: no gradient tells by which kernels it was computed.
         const float slope_of = float(T(inner));
         da[j] = scale[n % 2] * activate_backward<kActivation>(dsums[at], slope_of);
+      }
+      hidden[n] = pack<T>(a[0], a[1]), dhidden[k][n] = pack<T>(da[0], da[1]);
+      unpack<T>(dhidden[k][n], da);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
         float& sum = values[k % 2 * 4 + n / 2 * 2 + j];
         sum = n % 2 == 0 ? da[j] : sum + da[j];
       }
-      hidden[k][n] = pack<T>(a[0], a[1]), dhidden[k][n] = pack<T>(da[0], da[1]);
     }
+    stmatrix<true>(swizzled(lines, 16 * k + fragment.row, fragment.column), hidden);
     if (k % 2 == 0 || !db1) continue;
     const float sum = sum_over_channels(values);
     const int unit = 16 * (k - 1 + g / 4) + g / 2 % 2 * 8 + q + g % 2;
@@ -67,15 +73,11 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
   Line<T>(&normed)[kDepth] = shared.normed[group], (&dy)[kDepth] = shared.dy[group];
   Line<T>(&lines)[kChunk] = shared.staged[group].lines;
   Events& events = shared.events[group];
-  const Fragment fragment;
-  const auto store = [&](const TensorMap& map, const uint32_t (&words)[kChunk / 16][4], int b,
-                         int j) {
+  const auto clear_lines = [&] {
     if (thread == 0) tma_store_wait_read<0>();
     named_barrier(own, kWarpgroup);  // the lines before these are stored
-#pragma unroll
-    for (int k = 0; k < kChunk / 16; ++k) {
-      stmatrix<true>(swizzled(lines, 16 * k + fragment.row, fragment.column), words[k]);
-    }
+  };
+  const auto store_lines = [&](const TensorMap& map, int b, int j) {
     async_proxy_fence();
     named_barrier(own, kWarpgroup);
     if (thread > 0) return;
@@ -91,7 +93,7 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
     const float scale[2] = {scale_of(c + channel_of(0)), scale_of(c + channel_of(1))};
     // Set to zero, or else those of the image before would be kept until here.
     float sums[kChunk / 2] = {}, dsums[kChunk / 2] = {}, dnormed[kTokens / 2] = {};
-    uint32_t hidden[kChunk / 16][4], dhidden[kChunk / 16][4];
+    uint32_t dhidden[kChunk / 16][4];
     const auto box_at = [&](int number) -> Line<T>(&)[kDepth] {
       return shared.boxes[number % shared.kBoxes];
     };
@@ -130,35 +132,34 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
       if (chunk > 0) {
         more ? wgmma_wait<1>() : wgmma_wait<0>(dnormed);
         shared.hand_back(box - 2, cluster);
-        store(maps.dhidden, dhidden, b, (chunk - 1) * kChunk);
+        clear_lines();
+        const Fragment fragment;
+#pragma unroll
+        for (int k = 0; k < kChunk / 16; ++k) {
+          stmatrix<true>(swizzled(lines, 16 * k + fragment.row, fragment.column), dhidden[k]);
+        }
+        store_lines(maps.dhidden, b, (chunk - 1) * kChunk);
       }
       if (!more) break;
       wgmma_wait<0>(sums, dsums);
       shared.hand_back(box + 1, cluster);
       if (chunk == chunks - 1 && thread % 32 == 0) mbarrier_arrive(events.read);
       const int j = chunk * kChunk;
-      const int64_t part = int64_t{b} * parts_of_b1(p.C) + c / kChannels * 4 + warp;
-      float* const db1 = p.db1 && c < p.C ? p.db1 + part * p.D + j : nullptr;
+      const int part = b * parts_of_b1(p.C) + c / kChannels * 4 + warp;
+      float* const db1 = p.db1 && c < p.C ? p.db1 + int64_t{part} * p.D + j : nullptr;
+      if (chunk == 0 && p.mean) mbarrier_wait(shared.exchange.read, turn ^ 1);
+      clear_lines();
       with_activation(p.activation, [&](auto constant) {
-        activate_chunk<T, decltype(constant)::value>(hidden, dhidden, sums, dsums, scale,
+        activate_chunk<T, decltype(constant)::value>(lines, dhidden, sums, dsums, scale,
                                                      shared.b1() + j, p.D - j, db1);
       });
-      if (chunk == 0 && p.mean) mbarrier_wait(shared.exchange.read, turn ^ 1);
-      store(maps.hidden, hidden, b, j);
+      store_lines(maps.hidden, b, j);
       box += 2;
     }
-    if (thread == 0) tma_store_wait_read<0>();
     if (has_norm(p)) mbarrier_wait(events.x, turn);
-    named_barrier(own, kWarpgroup);  // nothing is staged any more
-    const int64_t token = int64_t{b} * p.S, of_image = int64_t{b} * p.C;
-    const NormOf norm{p.mean ? p.mean + token : nullptr,
-                      p.mean ? p.rstd + token : nullptr,
-                      p.norm_weight,
-                      p.S,
-                      p.C,
-                      p.dnorm_weight ? p.dnorm_weight + of_image : nullptr,
-                      p.dnorm_bias ? p.dnorm_bias + of_image : nullptr};
-    finish_norm<T, kTokens>(dy, shared.staged, shared.exchange, turn, norm, c, dnormed, cluster,
+    clear_lines();
+    const NormOf norm{p.mean, p.rstd, p.norm_weight, p.S, p.C, p.dnorm_weight, p.dnorm_bias};
+    finish_norm<T, kTokens>(dy, shared.staged, shared.exchange, turn, norm, b, c, dnormed, cluster,
                             own);
     async_proxy_fence();
     mbarrier_arrive(events.dx);
@@ -248,7 +249,7 @@ bool fits_sm90(const TokenMlpBackwardSm90Params& p) {
   if (!is_hopper() || (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16)) return false;
   if (p.S < 1 || p.S > 200 || p.T < 1 || p.T > 208 || p.D < 1 || p.D > 1 << 20) return false;
   if (p.C < 1 || blocks_of(p) > kMostBlocks) return false;
-  if (p.B < 1 || p.B * chunks_of(p.D) > 1 << 29) return false;
+  if (p.B < 1 || p.B > 1 << 24 || p.B * chunks_of(p.D) > 1 << 29) return false;
   for (const Rows& rows : {p.normed, p.dy, of_x}) {
     if (!fits_tma(rows, p.C)) return false;
   }

@@ -45,12 +45,12 @@ __device__ void for_each_of(const uint32_t (&words)[4], int t, const F& f) {
   }
 }
 
-// What the norm's adjoint needs of an image besides the sums. Without moments: an affine norm.
+// What the norm's adjoint needs besides an image's sums. Without moments: an affine norm.
 struct NormOf {
-  const float *mean, *rstd;  // of its tokens
+  const float *mean, *rstd;  // of all tokens
   Vector weight;
   int S, C;
-  float *dweight, *dbias;  // of its part of the channels' sums, or null
+  float *dweight, *dbias;  // for each image a row of the channels' sums, or null
 
   __device__ float weight_of(int c) const { return c < C ? read(weight, c, 1.0f) : 0.0f; }
 };
@@ -70,20 +70,36 @@ struct Exchange {
 // the Ends of both warpgroups.
 template <class T, int kTokens, class Staged>
 __device__ void finish_norm(Line<T>* lines, Staged (&staged)[2], Exchange& exchange, int turn,
-                            const NormOf& norm, int c, float (&sums)[kTokens / 2], int cluster,
-                            int barrier) {
+                            const NormOf& norm, int image, int c, const float (&sums)[kTokens / 2],
+                            int cluster, int barrier) {
   const int thread = threadIdx.x % kWarpgroup, warp = thread / 32, lane = thread % 32;
   Ends<kTokens>& mine = staged[threadIdx.x / kWarpgroup].ends;
-  for (int s = thread; s < kTokens; s += kWarpgroup) {
+  const auto for_each_token = [&](const auto& f) {
+#pragma unroll
+    for (int first = 0; first < kTokens; first += kWarpgroup) {
+      if (first + thread < kTokens) f(first + thread);
+    }
+  };
+  for_each_token([&](int s) {
     const bool inside = norm.mean && s < norm.S;
-    mine.moments[s] = inside ? Moments{norm.mean[s], norm.rstd[s]} : Moments{0.0f, 1.0f};
-  }
+    const int64_t at = int64_t{image} * norm.S + s;
+    mine.moments[s] = inside ? Moments{norm.mean[at], norm.rstd[at]} : Moments{0.0f, 1.0f};
+  });
   named_barrier(barrier, kWarpgroup);
   const float weight[2] = {norm.weight_of(c + channel_of(0)), norm.weight_of(c + channel_of(1))};
   const Fragment fragment;
   const auto normal = [&](int token, float x) {
     const Moments& of = mine.moments[token];
     return (x - of.mean) * of.rstd;
+  };
+
+  uint32_t gradients[kTokens / 4];  // as if stored, like any gradient inside
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) gradients[i] = pack<T>(sums[2 * i], sums[2 * i + 1]);
+  const auto gradient = [&](int index) {
+    float pair[2];
+    unpack<T>(gradients[index / 2], pair);
+    return pair[index % 2];
   };
 
   float of_channel[2][2] = {};  // of the gradient, and of that times the normal x
@@ -93,12 +109,10 @@ __device__ void finish_norm(Line<T>* lines, Staged (&staged)[2], Exchange& excha
     ldmatrix<true>(words, swizzled(lines, t + fragment.row, fragment.column));
     float values[8] = {};
     for_each_of<T, kTokens>(words, t, [&](int token, int channel, int index, float x) {
-      const float along = normal(token, x);
-      sums[index] = float(T(sums[index]));  // as if stored, like any gradient inside
-      of_channel[channel][0] += sums[index], of_channel[channel][1] += sums[index] * along;
-      sums[index] *= weight[channel];
+      const float d = gradient(index), along = d * normal(token, x);
       float* const of_token = &values[(token - t) / 8 * 4 + token % 2 * 2];
-      of_token[0] += sums[index], of_token[1] += sums[index] * along;
+      of_channel[channel][0] += d, of_channel[channel][1] += along;
+      of_token[0] += weight[channel] * d, of_token[1] += weight[channel] * along;
     });
     const float sum = sum_over_channels(values);
     const int g = lane / 4, token = t + g / 4 * 8 + lane % 4 * 2 + g / 2 % 2;
@@ -113,13 +127,11 @@ __device__ void finish_norm(Line<T>* lines, Staged (&staged)[2], Exchange& excha
       of[0] += shuffle_xor(of[0], mask), of[1] += shuffle_xor(of[1], mask);
     }
     if (lane % 4 > 0 || channel >= norm.C) continue;
-    if (norm.dbias) norm.dbias[channel] = of[0];
-    if (norm.dweight) norm.dweight[channel] = of[1];
+    const int64_t at = int64_t{image} * norm.C + channel;
+    if (norm.dbias) norm.dbias[at] = of[0];
+    if (norm.dweight) norm.dweight[at] = of[1];
   }
 
-  const auto for_each_token = [&](const auto& f) {
-    for (int s = thread; s < kTokens; s += kWarpgroup) f(s);
-  };
   if (norm.mean) {
     named_barrier(barrier, kWarpgroup);
     for_each_token([&](int s) {
@@ -142,6 +154,7 @@ __device__ void finish_norm(Line<T>* lines, Staged (&staged)[2], Exchange& excha
   }
   named_barrier(barrier, kWarpgroup);
   if (norm.mean && thread < cluster) mbarrier_arrive_in(thread, exchange.read);
+  forget(gradients);
 #pragma unroll
   for (int t = 0; t < kTokens; t += 16) {
     T* const at = swizzled(lines, t + fragment.row, fragment.column);
@@ -150,9 +163,10 @@ __device__ void finish_norm(Line<T>* lines, Staged (&staged)[2], Exchange& excha
     float dx[4][2] = {};
     for_each_of<T, kTokens>(words, t, [&](int token, int channel, int index, float x) {
       const Floats2 means = norm.mean ? mine.sums[1][token] : Floats2{};
+      const float d = weight[channel] * gradient(index);
       const float of_x = means.first + normal(token, x) * means.second;
       dx[(token - t) / 8 * 2 + channel][token % 2] =
-          norm.mean ? (sums[index] - of_x) * mine.moments[token].rstd : sums[index];
+          norm.mean ? (d - of_x) * mine.moments[token].rstd : d;
     });
 #pragma unroll
     for (int n = 0; n < 4; ++n) words[n] = pack<T>(dx[n][0], dx[n][1]);
