@@ -159,8 +159,9 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
     if (has_norm(p)) mbarrier_wait(events.x, turn);
     clear_lines();
     const NormOf norm{p.mean, p.rstd, p.norm_weight, p.S, p.C, p.dnorm_weight, p.dnorm_bias};
-    finish_norm<T, kTokens>(dy, shared.staged, shared.exchange, turn, norm, b, c, dnormed, cluster,
-                            own);
+    // Its channels anew: what is kept beside the products' sums has no registers.
+    finish_norm<T, kTokens>(dy, shared.staged, shared.exchange, turn, norm, b, channel(group),
+                            dnormed, cluster, own);
     async_proxy_fence();
     mbarrier_arrive(events.dx);
   });
