@@ -18,6 +18,7 @@ from test_product_defects import PRODUCT, check_product
 from test_product_norm import check_norm
 from test_product_sm90 import check_product as check_product_sm90
 from test_token_mlp_backward import check as check_token_mlp_backward
+from token_mlp_backward_bugs import BUGS as TOKEN_MLP_BACKWARD
 
 pytestmark = pytest.mark.skipif(bool(emulator.missing()), reason=str(emulator.missing()))
 
@@ -79,8 +80,7 @@ PLANTED = {
         *PRODUCT_SM90["chunk handed back before it was read"], "a TMA load writes", "wgmma reads",
     ),
     ("token_mlp_backward_sm90.cu", "ends while others store lines"): (
-        "named_barrier(own, kWarpgroup);  // nothing", "// nothing",
-        "thread writes", "a TMA store reads",
+        *TOKEN_MLP_BACKWARD["ends over lines on their way"], "thread writes", "a TMA store reads",
     ),
     ("token_mlp_backward_sm90.cu", "staged over sums that others read"): (
         "if (chunk == 0 && p.mean) mbarrier_wait", "if (false) mbarrier_wait",

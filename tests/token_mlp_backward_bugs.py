@@ -52,7 +52,7 @@ BUGS = {
     "db1 of the last channels": ("n % 2 == 0 ? da[j] : sum + da[j]", "da[j]"),
     "db1 in another order": ("16 * (k - 1 + g / 4)", "16 * (k - g / 4)"),
     "one part of db1 for all warps": ("c / kChannels * 4 + warp", "c / kChannels * 4"),
-    "one part of db1 for all images": ("int64_t{b} * parts_of_b1(p.C) + c", "c"),
+    "one part of db1 for all images": ("b * parts_of_b1(p.C) + c", "c"),
     "channels beyond the end in db1": ("p.db1 && c < p.C", "p.db1"),
     "lines staged over those on their way": (
         "if (thread == 0) tma_store_wait_read<0>();\n    named_barrier(own, kWarpgroup);  // the",
@@ -91,8 +91,8 @@ BUGS = {
     "w2 never handed back": ("shared.hand_back(box + 1, cluster);", ""),
     "dx of the last chunk alone": ("chunk + k > 1);", "k > 0);"),
     "ends over lines on their way": (
-        "if (thread == 0) tma_store_wait_read<0>();\n    if (has_norm(p))",
-        "if (has_norm(p))",
+        "mbarrier_wait(events.x, turn);\n    clear_lines();",
+        "mbarrier_wait(events.x, turn);",
     ),
     "no barrier before the exit": ("cluster_barrier();  // the others", "// the others"),
     "no barrier after the mbarriers' start": (
@@ -142,7 +142,7 @@ BUGS = {
     "means of all lanes' channels": ("total.first / norm.C", "total.first / (norm.C + 8)"),
     "no projection along x": ("normal(token, x) * means.second", "0.0f"),
     "x looked at without LayerNorm": (
-        "norm.mean ? (sums[index] - of_x) * mine.moments[token].rstd : sums[index]",
-        "(sums[index] - of_x) * mine.moments[token].rstd",
+        "norm.mean ? (d - of_x) * mine.moments[token].rstd : d",
+        "(d - of_x) * mine.moments[token].rstd",
     ),
 }
