@@ -70,7 +70,6 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
   }
   if (group == 1) pass_turn();
 
-  Line<T>(&normed)[kDepth] = shared.normed[group], (&dy)[kDepth] = shared.dy[group];
   Line<T>(&lines)[kChunk] = shared.staged[group].lines;
   Events& events = shared.events[group];
   const auto clear_lines = [&] {
@@ -99,6 +98,10 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
     };
     const auto multiply_by_weights = [&] {
       shared.wait(box), shared.wait(box + 1);
+      uint32_t tiles[1] = {uint32_t(group)};
+      forget(tiles);  // or else all their operands would be kept in registers for the next chunk
+      Line<T>* const normed = shared.normed[tiles[0]];
+      Line<T>* const dy = shared.dy[tiles[0]];
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kDepth; k += 16) {
@@ -113,35 +116,17 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
       wgmma_commit();
     };
 
-    mbarrier_wait(events.normed, turn);
-    mbarrier_wait(events.dy, turn);
-    for (int chunk = 0; chunk <= chunks; ++chunk) {
-      const bool more = chunk < chunks;
-      take_turn();
-      if (chunk > 0) {
-        wgmma_fence(dhidden);
+    const auto multiply_by_w1 = [&](int chunk) {
+      wgmma_fence(dhidden);
 #pragma unroll
-        for (int k = 0; k < kChunk; k += 16) {
-          wgmma<T, kTokens>(dnormed, dhidden[k / 16], wgmma_operand(&box_at(box - 2)[0][k]),
-                            chunk + k > 1);
-        }
-        wgmma_commit();
+      for (int k = 0; k < kChunk; k += 16) {
+        wgmma<T, kTokens>(dnormed, dhidden[k / 16], wgmma_operand(&box_at(box)[0][k]),
+                          chunk + k > 0);
       }
-      if (more) multiply_by_weights();
-      pass_turn();
-      if (chunk > 0) {
-        more ? wgmma_wait<1>() : wgmma_wait<0>(dnormed);
-        shared.hand_back(box - 2, cluster);
-        clear_lines();
-        const Fragment fragment;
-#pragma unroll
-        for (int k = 0; k < kChunk / 16; ++k) {
-          stmatrix<true>(swizzled(lines, 16 * k + fragment.row, fragment.column), dhidden[k]);
-        }
-        store_lines(maps.dhidden, b, (chunk - 1) * kChunk);
-      }
-      if (!more) break;
-      wgmma_wait<0>(sums, dsums);
+      wgmma_commit();
+      box += 2;
+    };
+    const auto activate = [&](int chunk) {
       shared.hand_back(box + 1, cluster);
       if (chunk == chunks - 1 && thread % 32 == 0) mbarrier_arrive(events.read);
       const int j = chunk * kChunk;
@@ -154,14 +139,47 @@ __device__ void consume(BackwardShared<T, kDepth, kTokens>& shared, const Backwa
                                                      shared.b1() + j, p.D - j, db1);
       });
       store_lines(maps.hidden, b, j);
-      box += 2;
+    };
+    const auto store_dhidden = [&](int chunk) {
+      shared.hand_back(box - 2, cluster);
+      clear_lines();
+      const Fragment fragment;
+#pragma unroll
+      for (int k = 0; k < kChunk / 16; ++k) {
+        stmatrix<true>(swizzled(lines, 16 * k + fragment.row, fragment.column), dhidden[k]);
+      }
+      store_lines(maps.dhidden, b, chunk * kChunk);
+    };
+
+    // No product stands in a branch: nvcc would have it waited for before the next one.
+    mbarrier_wait(events.normed, turn);
+    mbarrier_wait(events.dy, turn);
+    take_turn();
+    multiply_by_weights();
+    pass_turn();
+    wgmma_wait<0>(sums, dsums);
+    for (int chunk = 0; chunk < chunks - 1; ++chunk) {
+      activate(chunk);
+      take_turn();
+      multiply_by_w1(chunk);
+      multiply_by_weights();
+      pass_turn();
+      wgmma_wait<1>();
+      store_dhidden(chunk);
+      wgmma_wait<0>(sums, dsums);
     }
+    activate(chunks - 1);
+    take_turn();
+    multiply_by_w1(chunks - 1);
+    pass_turn();
+    wgmma_wait<0>(dnormed);
+    store_dhidden(chunks - 1);
     if (has_norm(p)) mbarrier_wait(events.x, turn);
     clear_lines();
     const NormOf norm{p.mean, p.rstd, p.norm_weight, p.S, p.C, p.dnorm_weight, p.dnorm_bias};
     // Its channels anew: what is kept beside the products' sums has no registers.
-    finish_norm<T, kTokens>(dy, shared.staged, shared.exchange, turn, norm, b, channel(group),
-                            dnormed, cluster, own);
+    finish_norm<T, kTokens>(shared.dy[group], shared.staged, shared.exchange, turn, norm, b,
+                            channel(group), dnormed, cluster, own);
     async_proxy_fence();
     mbarrier_arrive(events.dx);
   });
