@@ -46,15 +46,8 @@ class Region:
 
 
 # What is 16 bits wide is bfloat16, and there is nothing to divide.
-BF16 = {
-    "F2FP.BF16": 4,
-    "F2FP.F16": -9,
-    "HADD2": -9,
-    "PRMT": 1,
-    "IMAD.U32": 1,
-    "CALL": -9,
-    "WARPSYNC": -99,
-}
+BF16 = {"F2FP.BF16": 4, "F2FP.F16": -9, "HADD2": -9, "PRMT": 1, "IMAD.U32": 1}
+BF16 |= {"CALL": -9, "WARPSYNC": -99}
 ONCE = {"LDG.E.128": 0}  # a row is not read again
 GATHER = {"LDGSTS.E.BYPASS.128": 99, "IMAD.WIDE.U32": 9, "IMAD.HI": 9}
 NORM = {"FADD": 9, "FFMA": 9, "FMUL": -5, "LDG.E.": -99}

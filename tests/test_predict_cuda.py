@@ -44,7 +44,7 @@ def test_a_product_by_hand():
     nbytes = 12 * (128 + 128) * 128 + 128 * 256 * 2
     assert launch.clocks["L2"] == pytest.approx(nbytes * MULTIPROCESSORS * CLOCK / 5.5e12)
     # Eight warps: the way of a chunk has four HGMMA for each, and each lane has 128 sums.
-    kernel = "product_sm90_kernel<__nv_bfloat16, Layout<false, false>, false, 256>"
+    kernel = "product_sm90_kernel<__nv_bfloat16, Layout<false, false>, (Finish)0, 256>"
     chunks = 12 * 4 / issued(HOPPER, kernel, "chunk", "mma")
     once, each = (issued(HOPPER, kernel, region) for region in ("gelu", "chunk"))
     assert launch.clocks["issue"] == pytest.approx(8 * (once + chunks * each) / 4)
@@ -145,7 +145,9 @@ def test_the_launches_are_those_of_the_adapters():
     for job, made in zip(jobs, launches.record(jobs), strict=True):
         op, case, batch, direction, backend = job
         way = backends[backend]
-        way = dataclasses.replace(way, device=dataclasses.replace(way.device, multiprocessors=2))
+        way = dataclasses.replace(
+            way, device=dataclasses.replace(way.device, multiprocessors=2, regions=())
+        )
         modelled = predict.launches_of(cases[op, case], batch, direction, way)
         assert [(one.kernel, one.cluster, one.blocks) for one in modelled] == made, job
 
