@@ -17,6 +17,8 @@ ARCHS = env("TORCH_CUDA_ARCH_LIST") or "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
 HOMES = [home for home in (env("CUDA_HOME"), "/usr/local/cuda") if home]
 CUDA_HOME = next((home for home in HOMES if shutil.which(f"{home}/bin/nvcc")), None)
 TORCH = Path(util.find_spec("torch").origin).parent if util.find_spec("torch") else None
+# Asked for here: sysconfig must not be asked first by several threads at once.
+VERSIONS = [sysconfig.get_config_var("SOABI"), metadata.version("torch") if TORCH else ""]
 CXXFLAGS = shlex.split(env("CXXFLAGS") or "")
 LDFLAGS = shlex.split(env("LDFLAGS") or "")
 CSRC = Path(__file__).parent
@@ -36,7 +38,7 @@ def compilers(name: str) -> dict[str, list[str]]:
         return {".cpp": cpp, ".cu": [*cpp, "-x", "c++"]}
     cpp = [*CXX, "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
     if name == "_host":
-        cpp += [*pybind(), f'-DSHIFTMLP_TORCH="{metadata.version("torch") if TORCH else ""}"']
+        cpp += [*pybind(), f'-DSHIFTMLP_TORCH="{VERSIONS[1]}"']
     else:
         # Newer functions of the stable ABI stay hidden: one build serves torch 2.10 and later.
         cpp += [f"-isystem{TORCH}/include", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -105,7 +107,7 @@ def kept_as(command: list[str], source: Path) -> str:
     """A name for an object that tells of all that it is made of. So no object is made twice: not by
     a build in another folder, nor for another library that the emulator is linked into."""
     words = [word for word in command if not word.startswith("-isystem")]  # but for versions:
-    words += [sysconfig.get_config_var("SOABI"), metadata.version("torch") if TORCH else ""]
+    words += VERSIONS
     made_of = "\0".join([*words, source.name, *(file.read_text() for file in files_of(source))])
     return hashlib.sha256(made_of.encode()).hexdigest()[:20] + ".o"
 
