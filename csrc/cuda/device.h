@@ -67,7 +67,8 @@ int active_clusters([[maybe_unused]] void (*kernel)(Params...), int cluster,
 #ifdef __CUDACC__
   cudaLaunchAttribute size{};
   int count = 0;
-  const auto config = launch_config(kernel, cluster, dim3(cluster), block, shared_bytes, size);
+  auto config = launch_config(kernel, cluster, dim3(cluster), block, shared_bytes, size);
+  config.numAttrs = 1;  // of one block, too
   cudaOccupancyMaxActiveClusters(&count, kernel, &config);
 #else
   const int count = emulator::kMultiprocessors / cluster;
