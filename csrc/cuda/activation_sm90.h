@@ -8,6 +8,8 @@ namespace shiftmlp {
 
 constexpr int kChunk = 64;  // hidden units at a time
 
+__host__ __device__ inline int chunks_of(int D) { return (D + kChunk - 1) / kChunk; }
+
 // The activated hidden units of a chunk as the left operand of the second product.
 template <class T, Activation kActivation>
 __device__ void activate_chunk(uint32_t (&a)[kChunk / 16][4], const float (&sums)[kChunk / 2],

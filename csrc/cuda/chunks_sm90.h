@@ -55,7 +55,6 @@ struct Params {
   bool shares_columns, shares_rows;  // all images do
   int32_t down, across;              // blocks of a cluster: 1 or 2, by at most kMostBlocks in all
 };
-constexpr int kMostBlocks = 8;
 
 struct Maps {
   TensorMap rows, columns;

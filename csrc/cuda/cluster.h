@@ -6,6 +6,8 @@
 
 namespace shiftmlp {
 
+constexpr int kMostBlocks = 8;  // of a cluster, that every device takes
+
 // The number of this block in its cluster.
 __device__ inline int cluster_rank() {
 #ifdef __CUDACC__

@@ -11,6 +11,9 @@ constexpr int kWarpgroup = 128;
 constexpr int kConsumers = 2 * kWarpgroup;
 constexpr int kThreads = kConsumers + kWarpgroup;
 
+template <int kValue>
+using Int = std::integral_constant<int, kValue>;  // that a tile is chosen by
+
 template <class T>
 using Line = T[64];  // a row of a tile, or of a chunk of a weight
 

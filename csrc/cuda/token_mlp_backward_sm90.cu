@@ -16,8 +16,6 @@ namespace {
 
 using Params = TokenMlpBackwardSm90Params;
 
-constexpr int kMostBlocks = 8;  // of a cluster, that every device takes
-
 // From a chunk's sums and those of its gradient: the hidden into `lines`, and its gradient as an
 // operand. Of db1, which has `left` units from the chunk on, a part.
 template <class T, Activation kActivation>
@@ -245,9 +243,6 @@ void launch_for(const Params& p, cudaStream_t stream) {
   launch_clusters(kernel, cluster, dim3(std::min(p.B, most) * cluster), dim3(kThreads), bytes,
                   stream, maps, p, cluster);
 }
-
-template <int kValue>
-using Int = std::integral_constant<int, kValue>;
 
 // Calls f with T, the lines of a tile, and the tokens of dx.
 template <class F>

@@ -52,7 +52,6 @@ struct BackwardShared {
   }
 };
 
-__host__ __device__ inline int chunks_of(int D) { return (D + kChunk - 1) / kChunk; }
 __host__ __device__ inline bool has_norm(const TokenMlpBackwardSm90Params& p) {
   return p.mean || p.norm_weight.data || p.norm_bias.data;
 }

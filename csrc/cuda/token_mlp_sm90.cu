@@ -43,8 +43,6 @@ struct Shared {
   }
 };
 
-__host__ __device__ int chunks_of(int D) { return (D + kChunk - 1) / kChunk; }
-
 // Boxes of w1 and w2 in turns, for each chunk of each pair of tiles, in equal shares by the blocks
 // of the cluster. By one thread.
 template <class T, int kDepth, int kTokens>
@@ -243,9 +241,6 @@ void launch_for(const TokenMlpSm90Params& p, cudaStream_t stream) {
                   shared_bytes<T, kDepth, kTokens>(p), stream, maps, p,
                   static_cast<const OfRow*>(hidden_rows(p)), cluster);
 }
-
-template <int kValue>
-using Int = std::integral_constant<int, kValue>;
 
 // Calls f with T, the tokens of a tile of x and those of a tile of y.
 template <class F>
