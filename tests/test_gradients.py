@@ -209,6 +209,32 @@ def test_torch_func_transforms(name, chosen, backend):
     testing.assert_close_to_rounding(gradients, by_hand)
 
 
+def names_in_graph(y) -> set[str]:
+    found, open_nodes = set(), [y.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        found.add(type(node).__name__)
+        open_nodes += [before for before, _ in node.next_functions if before is not None]
+    return found
+
+
+@pytest.mark.parametrize("name", ["shift_linear", "shift_mlp"])
+def test_what_is_left_to_pytorch_shifts_by_the_op(name, monkeypatch):
+    for chosen in options.subsets(name):
+        made = leaves(chosen)
+        function = as_function(name, chosen, made, "auto")
+        ours = function(*made.values())
+        with monkeypatch.context() as without:
+            without.setattr(OPS[name], "composed", None)
+            wanted = function(*made.values())
+        moves = ["SpatialShiftBackward" in names_in_graph(y) for y in (ours, wanted)]
+        assert moves == [True, False]
+        dy = torch.randn_like(ours)
+        grads = [torch.autograd.grad(y, made.values(), dy) for y in (ours, wanted)]
+        testing.assert_close_to_rounding(ours, wanted)
+        testing.assert_close_to_rounding(*grads)
+
+
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
 def test_both_doors_are_one(op):
     """The autograd Function and the op give the same bits."""

@@ -37,6 +37,7 @@ class DifferentiableOp(Op):
         self.asked = [name for name in self.tensors if name != "residual"]
         kinds = {name: kind for kind, name in self.arguments}
         kept = "".join(f"{kinds[name]} {name}, " for name in self.saved)
+        self.composed: Callable | None = None
         self.backward = Op(
             f"{self.name}_backward(Tensor dy, {kept}bool[] needs, str backend) -> Tensor[]",
             fake_backward or self._fake_backward,
@@ -59,7 +60,8 @@ class DifferentiableOp(Op):
             and (torch.compiler.is_compiling() or (differentiated and not watched))
             and self._is_left_to_pytorch(inputs, differentiated)
         ):
-            return self.kernels["reference"][0](*inputs)
+            compiled = torch.compiler.is_compiling() or self.composed is None
+            return (self.kernels["reference"][0] if compiled else self.composed)(*inputs)
         if differentiated:
             if torch._C._are_functorch_transforms_active():
                 with enable_single_level_autograd_function():
@@ -67,6 +69,11 @@ class DifferentiableOp(Op):
             return self._single_level.apply(*args)
         with _AutoDispatchBelowAutograd():
             return self.overload(*args)
+
+    def composition(self, function: Callable) -> Callable:
+        """Register the reference made of other ops, which PyTorch differentiates faster."""
+        self.composed = function
+        return function
 
     def _is_left_to_pytorch(self, inputs, differentiated: bool) -> bool:
         """Whether the reference serves best as plain PyTorch code, which keeps what our backward

@@ -3,6 +3,8 @@
 Written out with their adjoint, for the channel axis; token_mlp hands in its transposed input.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,13 +25,16 @@ from .spatial_shift.reference import shift_map, shift_map_backward
 class TwoLinears:
     """``linear2(shift(act(linear1(x))))``, with what its adjoint reads."""
 
-    def __init__(self, x, w1, b1, w2, b2, activation: str, shift: Shift | None = None):
+    def __init__(
+        self, x, w1, b1, w2, b2, activation: str, shift: Shift | None = None,
+        move: Callable = shift_map,
+    ):  # fmt: skip
         self.x, self.w1, self.w2, self.b2 = x, w1, w2, b2
         self.activation, self.shift = activation, shift
         self.inner = F.linear(x, w1, b1)
         self.hidden = activate(self.inner, activation)
         if shift is not None:
-            self.hidden = shift_map(self.hidden, shift)
+            self.hidden = move(self.hidden, shift)
 
     def output(self) -> Tensor:
         return F.linear(self.hidden, self.w2, self.b2)
@@ -52,10 +57,10 @@ class TwoLinears:
 
 def mlp(
     x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, shift, activation,
-    post_norm, post_norm_weight, post_norm_bias, post_eps, scale, residual,
+    post_norm, post_norm_weight, post_norm_bias, post_eps, scale, residual, move=shift_map,
 ) -> Tensor:  # fmt: skip
     normed = normalize(x, norm, norm_weight, norm_bias, eps).to(w1.dtype)
-    y = TwoLinears(normed, w1, b1, w2, b2, activation, shift).output()
+    y = TwoLinears(normed, w1, b1, w2, b2, activation, shift, move).output()
     y = normalize(y, post_norm, post_norm_weight, post_norm_bias, post_eps)
     return finish(y, scale, residual)
 

@@ -8,14 +8,20 @@ from torch import Tensor
 
 from ...shift import Shift
 from .._math import activate, activate_backward, finish, linear_backward, pick, scale_backward
+from ..spatial_shift.op import shifted
 from ..spatial_shift.reference import shift_map, shift_map_backward
 from .op import shift_linear as op
 
 
 @op.kernel("reference")
-def shift_linear(x, weight, bias, shift, activation, scale, residual) -> Tensor:
-    moved = shift_map(x.to(weight.dtype), Shift.from_spec(shift))
+def shift_linear(x, weight, bias, shift, activation, scale, residual, move=shift_map) -> Tensor:
+    moved = move(x.to(weight.dtype), Shift.from_spec(shift))
     return finish(activate(F.linear(moved, weight, bias), activation), scale, residual)
+
+
+@op.composition
+def composed(x, weight, bias, shift, activation, scale, residual) -> Tensor:
+    return shift_linear(x, weight, bias, shift, activation, scale, residual, shifted)
 
 
 @op.backward.kernel("reference")

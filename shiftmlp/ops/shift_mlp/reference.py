@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...shift import Shift
 from .._mlp import mlp, mlp_backward
+from ..spatial_shift.op import shifted
 from .op import shift_mlp as op
 
 
@@ -18,6 +19,17 @@ def shift_mlp(
     return mlp(
         x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, Shift.from_spec(shift), activation,
         post_norm, post_norm_weight, post_norm_bias, post_eps, scale, residual,
+    )  # fmt: skip
+
+
+@op.composition
+def composed(
+    x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, shift, activation,
+    post_norm, post_norm_weight, post_norm_bias, post_eps, scale, residual,
+) -> Tensor:  # fmt: skip
+    return mlp(
+        x, norm, norm_weight, norm_bias, eps, w1, b1, w2, b2, Shift.from_spec(shift), activation,
+        post_norm, post_norm_weight, post_norm_bias, post_eps, scale, residual, shifted,
     )  # fmt: skip
 
 
