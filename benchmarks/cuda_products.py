@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from cuda_model import ISSUED, Launch, Way
+from cuda_model import ISSUED, SHARED, Launch, Way
 from cuda_passes import SPLIT_FOR, sum_parts
 from predict import up
 
@@ -81,7 +81,8 @@ def product_sm90(way: Way, M, N, K, images, splits, options: Options) -> Launch:
         columns, down, parts = tiles_of_product(M, N, parts_of, device.multiprocessors)
         across = 1
     finish = {"slope": 1, "norm": 2}.get(options.kind, int(options.layout[1]))
-    kernel = f"product_sm90_kernel<__nv_bfloat16, {_layout(options)}, (Finish){finish}, {columns}>"
+    layout = "NormedRows" if options.turned else _layout(options)
+    kernel = f"product_sm90_kernel<__nv_bfloat16, {layout}, (Finish){finish}, {columns}>"
     nbytes, operations = options.bytes(M, N, K, images, splits, 2), 2 * M * N * K * images
     launch = Launch(way, kernel, parts, nbytes, operations, across * down, True)
     chunks = math.ceil(K / 64) * images / parts_of
@@ -94,6 +95,7 @@ def product_sm90(way: Way, M, N, K, images, splits, options: Options) -> Launch:
         launch.run("gather", 4 * 8 * chunks)
     landed = chunks * (128 + columns) * LINE
     multiplied = chunks * 2 * (64 + columns) * LINE
+    multiplied += options.turned * 8 * chunks * 4 * 2 * SHARED  # a norm's terms, for every warp
     stored = 128 * columns * (4 if splits else 2 * options.written)
     terms = K * images / parts_of  # TMA fills a chunk beyond them with zeros
     loaded = terms * 2 * (128 / across + columns / down)  # other blocks have the rest sent

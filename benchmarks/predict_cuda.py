@@ -117,8 +117,8 @@ class Tokens:
 def channel_mlp(way: Way, B: int, S: int, C: int, D: int, gathered: int = 0) -> list[Launch]:
     rows = B * S
     return [
-        moments(way, rows, C, norms=way.hopper),
-        product(way, D, rows, C, turned=not way.hopper, kind="gelu"),
+        moments(way, rows, C),
+        product(way, D, rows, C, turned=1, kind="gelu"),
         product(way, C, rows, D, read=1, gathered=gathered),
     ]
 

@@ -89,6 +89,7 @@ OPTIONS = {
     "channel": [
         "column bias", "result's relu", "result's scale", "residual", "row bias", "inner",
         "float32", "rows strided", "columns strided",
+        "rows norm", "rows affine", "rows bare norm", "rows scaling",
     ],
     "channel dx": ["slope of relu", "result's scale", "float32", "columns strided"],
     "channel dw": ["rows strided", "columns strided"],
@@ -173,8 +174,18 @@ def unfit_cases():
     yield "moved images", replace(sm90_case("channel", 64, 35, 40, images=2), moves=SHIFTS["s2"])
     yield "address", with_option(forward, "rows misaligned")
     yield "strides", with_option(forward, "columns strided by 8 bytes")
-    for option in ("rows norm", "columns scaling", "rows factor", "result's factor"):
+    for option in ("columns scaling", "rows factor", "rows all", "result's factor"):
         yield option, with_option(forward, option)
+    yield (
+        "norm of several images",
+        with_option(sm90_case("channel", 24, 35, 40, images=2), "rows norm"),
+    )
+    yield "norm of a gradient", with_option(dx, "rows norm")
+    yield "norm of tokens", with_option(sm90_case("token", 24, 35, 40), "columns norm")
+    yield (
+        "norm of shifted rows",
+        with_option(replace(forward, rows=moved(forward.rows, SHIFTS["s2"])), "rows norm"),
+    )
     yield "result", with_option(forward, "result misaligned")
     yield "residual", replace(forward, residual=fenced(torch.zeros(1, 35, 24).bfloat16(), shift=1))
     yield "slope", with_option(forward, "slope of relu")
@@ -252,6 +263,9 @@ def check_product(library, seed: int) -> None:
         "tokens' gradient": with_option(tokens_dx, "slope of relu"),
         "tokens' weight": sm90_case("token dw", 24, 40, 72, splits=2, images=5),
         "channels' inner": with_option(with_option(forward, "column bias"), "inner"),
+        "normed": with_option(with_option(forward, "rows norm"), "column bias"),
+        "normed in clusters": with_option(sm90_case("channel", 504, 250, 328), "rows norm"),
+        "normed, 192 columns": with_option(sm90_case("channel", 192, 200, 56), "rows affine"),
     }
     pixels = sm90_case("channel", 96, 7 * PIXELS, 24)  # of whole clusters, but for a few rows
     for name in ("s2", "wrap", "keep-by-two", "partial"):

@@ -136,8 +136,15 @@ struct Mlp {
   // x as the first layer takes it.
   Normed launch_norm_of_x(Call& call, const NormParams& params, cudaStream_t stream) const {
     const Result to{nullptr, call.dtype(), 0, first.w.count};
-    return launch_norm_of(call, x, params, norm.eps, false, stream, [&](const Operand& dense) {
-      return first.product(call, x.count, dense, to);
+    return launch_norm_of(call, x, params, norm.eps, false, stream,
+                          [&](const Operand& in) { return first.product(call, x.count, in, to); });
+  }
+  // x as the gradient of the first layer's weight takes it too.
+  Normed launch_norm_of_x_backward(Call& call, const NormParams& params,
+                                   cudaStream_t stream) const {
+    const Operand dsums{{nullptr, 0, first.w.count}, true};
+    return launch_norm_of(call, x, params, norm.eps, true, stream, [&](const Operand& in) {
+      return in_parts(first.gradient(call, x.count, dsums, in));
     });
   }
 

@@ -60,7 +60,7 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
   const int32_t positions = x.count;
   const Images dy = call.images(dy_given, {1, positions, last.w.count}, "dy");
   const NormParams norm = norm_params_of(call, x, norm_args);
-  const Normed in = mlp.launch_norm_of_x(call, norm, stream);
+  const Normed in = mlp.launch_norm_of_x_backward(call, norm, stream);
   const Tensor memory = call.empty({1, positions, first.w.count}, call.dtype());
   const Images inner = call.images(memory, "the hidden");  // before the activation
   Operand hidden = mlp.launch_hidden(call, in, memory.mutable_data_ptr(), stream);

@@ -1,7 +1,6 @@
 // channel_mlp, shift_linear and shift_mlp: a product for every layer. Norms before it and shifts
 // happen on the way in; the hidden goes through memory, and the result too before a norm of it. On
-// sm_90a, where its product takes the tensors, x is normed in memory, and the hidden moved on its
-// way out.
+// sm_90a, where its product takes the tensors, the hidden is moved on its way out.
 #include "channels.h"
 
 namespace shiftmlp {

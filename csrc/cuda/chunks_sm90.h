@@ -2,17 +2,21 @@
 #pragma once
 
 #include "norm_sm90.h"
+#include "normed_rows_sm90.h"
 
 namespace shiftmlp {
 
 constexpr int kRows = 128;        // of the result, that a block computes at a time,
-constexpr int kTerms = 64;        // and terms of a chunk
 constexpr int kGathersAhead = 2;  // chunks whose gathered copies may be under way
 
 // How the operands lie: what is summed over are their rows in memory, or those rows' columns.
 template <bool columns, bool rows>
 struct Layout {
-  static constexpr bool kColumnsSumRows = columns, kRowsSumRows = rows;
+  static constexpr bool kColumnsSumRows = columns, kRowsSumRows = rows, kNormsRows = false;
+};
+// The rows are normed on their way into the product.
+struct NormedRows : Layout<false, false> {
+  static constexpr bool kNormsRows = true;
 };
 
 template <class T, int kColumns>
@@ -26,15 +30,18 @@ struct Shared {
   } chunks[kPlaces];
   alignas(1024) Line<T> y[2][kRows / 2];
   OfColumn columns[2][kColumns];
-  SharedNorm norm[2];
+  union {
+    SharedNorm norm[2];                  // for the adjoint of one,
+    OfColumn of_terms[kPlaces][kTerms];  // or what a norm of the rows takes from their columns
+  };
   Mbarrier full[kPlaces], empty[kPlaces];
 
-  __device__ void init(bool gathers, int down, int across) {
+  // What TMA does not bring, all loaders tell of.
+  __device__ void init(int loaders, int down, int across) {
     for (int i = 0; i < kPlaces; ++i) {
-      mbarrier_init(full[i], gathers ? 1 + kWarpgroup : 1);
+      mbarrier_init(full[i], loaders > 1 ? 1 + loaders : 1);
       mbarrier_init(empty[i], (down + across - 1) * kConsumers / 32);
     }
-    for (auto& of_warpgroup : norm) of_warpgroup.init(across);
   }
 };
 
@@ -113,8 +120,9 @@ __host__ __device__ inline int boxes_of_rows(int across) {
   return across > 4 ? 8 : across > 2 ? 4 : across;
 }
 
-// By a warpgroup if it gathers, else by its first thread. Each block of a cluster loads a share of
-// the columns' chunk for those below and above it, and of the rows' for those beside it.
+// By a warpgroup if it gathers, by a warp if rows are normed, else by its first thread. Each block
+// of a cluster loads a share of the columns' chunk for those below and above it, and of the rows'
+// for those beside it.
 template <class T, class Layout, int kColumns>
 __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params& p,
                      const Parts& parts, bool gathers) {
@@ -164,6 +172,10 @@ __device__ void load(Shared<T, kColumns>& shared, const Maps& maps, const Params
         } else if (!gathers) {
           tma_load(rows, maps.rows, full, {k, part.row, of_rows});
         }
+      }
+      if constexpr (Layout::kNormsRows) {
+        load_terms(shared.of_terms[turn.place], p.rows, k);
+        mbarrier_arrive(full);
       }
       turn.next();
       if (!gathers) continue;

@@ -169,7 +169,7 @@ struct Normed {
   Operand operand(bool sums_rows) const { return operand_of(rows, sums_rows, norm); }
 };
 
-// x as product(operand) takes it, and the statistics. sm_90a's takes plain rows alone: for it the
+// x as product(operand) takes it, and the statistics. Where sm_90a's takes plain rows alone, the
 // norm is made with its statistics, which costs one write of x.
 template <class MakeProduct>
 Normed launch_norm_of(Call& call, const Images& x, const NormParams& norm, double eps,
@@ -177,7 +177,8 @@ Normed launch_norm_of(Call& call, const Images& x, const NormParams& norm, doubl
   const bool has_norm = norm.mean || norm.weight.data || norm.bias.data;
   const int64_t stride_b = x.images > 1 ? int64_t{x.count} * x.columns : 0;
   const Operand dense{{nullptr, stride_b, x.columns}, sums_rows};
-  if (!has_norm || !fits_sm90(product(dense))) {
+  if (!has_norm || fits_sm90(product(operand_of(x, sums_rows, norm))) ||
+      !fits_sm90(product(dense))) {
     launch_moments_of(x, norm, eps, stream);
     return {x, norm};
   }

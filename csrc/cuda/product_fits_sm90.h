@@ -9,6 +9,11 @@ inline bool is_plain(const Operand& o) {
   return !o.mean && !o.weight.data && !o.bias.data && !o.factor.data;
 }
 
+// Whether all that is done to the rows is a norm, on their way into the product.
+inline bool fits_norm_of_rows(const Product& p) {
+  return p.images == 1 && !p.columns.sums_rows && !p.rows.shift && !p.rows.factor.data;
+}
+
 // Of a last piece of 16 bytes, TMA loads what belongs to the row.
 inline bool fits_tma_of(const Rows& rows, int64_t columns) {
   const int64_t whole = (columns + 7) / 8 * 8;

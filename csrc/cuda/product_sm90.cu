@@ -53,20 +53,35 @@ __device__ void multiply(Shared<T, kColumns>& shared, const ResultMaps& results,
       if (column >= p.result.M) break;
       columns[c] = {read(p.result.y.column_bias, column), read(p.result.y.scale, column, 1.0f)};
     }
+    [[maybe_unused]] const RowMoments moments(p.rows.operand, part.row, p.result.N);
+    [[maybe_unused]] uint32_t normed[kTerms / 16][4];
     float sums[kColumns / 2];
     for (int32_t chunk = 0; chunk < part.chunks; ++chunk) {
       auto& [rows, terms] = shared.chunks[turn.place];
       mbarrier_wait(shared.full[turn.place], turn.phase);
-      wgmma_fence();
+      if constexpr (!Layout::kNormsRows) wgmma_fence();  // else before each product
 #pragma unroll
       for (int k = 0; k < kTerms; k += 16) {
-        const T* const a = Layout::kRowsSumRows ? rows[64 * group + k] : &rows[64 * group][k];
         const T* const b = Layout::kColumnsSumRows ? terms[k] : &terms[0][k];
-        wgmma<T, kColumns, kRowsMajor, kColumnsMajor>(
-            sums, wgmma_operand(a), wgmma_operand(b, 1024, kNextColumns), chunk + k > 0);
+        const uint64_t right = wgmma_operand(b, 1024, kNextColumns);
+        const bool adds = chunk + k > 0;
+        if constexpr (Layout::kNormsRows) {
+          constexpr int kOthers = kTerms / 16 - 1;
+          uint32_t (&left)[4] = normed[k / 16];
+          wgmma_wait<kOthers>();  // the product before those has read these registers
+          load_normed(left, rows + 64 * group, k, moments, shared.of_terms[turn.place]);
+          wgmma_fence(left);
+          wgmma<T, kColumns>(sums, left, right, adds);
+          wgmma_commit();
+        } else {
+          const T* const a = Layout::kRowsSumRows ? rows[64 * group + k] : &rows[64 * group][k];
+          wgmma<T, kColumns, kRowsMajor, kColumnsMajor>(sums, wgmma_operand(a), right, adds);
+        }
       }
-      wgmma_commit();
-      wgmma_wait<1>();
+      if constexpr (!Layout::kNormsRows) {
+        wgmma_commit();
+        wgmma_wait<1>();
+      }
       if (chunk > 0) hand_back(turn.place > 0 ? turn.place - 1 : kPlaces - 1);
       if (i == first && group == 0 && chunk == head_start) {
         named_barrier_arrive(1, kConsumers);
@@ -93,10 +108,14 @@ template <class T, class Layout, Finish kFinish, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1)
     product_sm90_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Params p) {
   auto& shared = shared_memory<Shared<T, kColumns>>();
-  constexpr bool kMayGather = !Layout::kColumnsSumRows;
+  constexpr bool kMayGather = !Layout::kColumnsSumRows && !Layout::kNormsRows;
   const bool gathers = kMayGather && p.rows.operand.shift != nullptr;
+  const unsigned loaders = Layout::kNormsRows ? 32 : gathers ? kWarpgroup : 1;
   if (threadIdx.x == 0) {
-    shared.init(gathers, p.down, p.across);
+    shared.init(loaders, p.down, p.across);
+    if constexpr (kFinish == Finish::kNorm) {
+      for (SharedNorm& of_warpgroup : shared.norm) of_warpgroup.init(p.across);
+    }
     mbarrier_init_fence();
   }
   cluster_barrier();
@@ -106,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     multiply<T, Layout, kFinish, kColumns>(shared, maps.results, p, parts, gathers);
   } else {
     give_registers<kMayGather ? 72 : 40>();
-    if (gathers || threadIdx.x == kConsumers) {
+    if (threadIdx.x - kConsumers < loaders) {
       load<T, Layout, kColumns>(shared, maps, p, parts, gathers);
     }
   }
@@ -225,7 +244,8 @@ bool fits_sm90(const Product& p, const MoveOnWrite& move, const NormAdjoint& nor
   constexpr int kMost = 1 << 30;  // what is added to a size before it is divided must fit too
   if (std::min<int64_t>({p.M, p.N, p.K, p.images}) < 1) return false;
   if (std::max<int64_t>({p.M, p.N, p.K, p.images}) > kMost) return false;
-  if (!is_plain(p.columns) || p.columns.shift || !is_plain(p.rows)) return false;
+  if (!is_plain(p.columns) || p.columns.shift) return false;
+  if (!is_plain(p.rows) && !fits_norm_of_rows(p)) return false;
   if (!fits_tma_of(p.columns, p.M, p.K)) return false;
   if (p.rows.shift ? p.columns.sums_rows : !fits_tma_of(p.rows, p.N, p.K)) return false;
   if (p.rows.sums_rows && !p.columns.sums_rows) return false;
@@ -245,6 +265,9 @@ void launch_product_sm90(const Product& p, const MoveOnWrite& move, const NormAd
     using Forward = Layout<false, false>;
     using Gradient = Layout<true, false>;
     using OfWeight = Layout<true, true>;
+    if (!is_plain(p.rows)) {
+      return launch_layout<T, NormedRows, Finish::kActivation>(p, params, stream);
+    }
     if (!p.columns.sums_rows) {
       return launch_layout<T, Forward, Finish::kActivation>(p, params, stream);
     }

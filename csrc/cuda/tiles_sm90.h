@@ -24,11 +24,19 @@ __device__ T* swizzled(Line<T>* lines, int row, int column) {
 
 template <class T>
 __device__ void unpack(uint32_t word, float (&to)[2]) {
-  union {
-    uint32_t word;
-    T items[2];
-  } pair{word};
-  to[0] = float(pair.items[0]), to[1] = float(pair.items[1]);
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {  // the upper half of a float
+    union {
+      uint32_t words[2];
+      float values[2];
+    } pair{{word << 16, word & 0xffff0000}};
+    to[0] = pair.values[0], to[1] = pair.values[1];
+  } else {
+    union {
+      uint32_t word;
+      T items[2];
+    } pair{word};
+    to[0] = float(pair.items[0]), to[1] = float(pair.items[1]);
+  }
 }
 
 // Whether TMA takes 16-bit rows of so many elements: everything is a multiple of 16 bytes, no row

@@ -28,7 +28,12 @@ __device__ inline void wgmma_fence() {
 #endif
 }
 
-// The left operand is named so that the compiler moves no part of its making behind the fence.
+// The left operand is named so that the compiler moves no part of its making behind the fence. It
+// stays as it is until the product has been waited for.
+__device__ inline void wgmma_fence(uint32_t (&a)[4]) {
+  forget(a);
+  wgmma_fence();
+}
 template <int kSteps>
 __device__ void wgmma_fence([[maybe_unused]] uint32_t (&a)[kSteps][4]) {
 #ifdef __CUDACC__

@@ -136,14 +136,11 @@ void wgmma(float* d, int n, const uint32_t* a, uint64_t b, bool k_major_b, bool 
   } part{d, a};
   check_product(b, here);
   const auto queue = [&](Part** lanes) {
-    std::array<std::array<float, 16>, 16> rows;
-    for (int row = 0; row < 16; ++row) {
-      for (int k = 0; k < 16; ++k) {
-        const uint32_t word = lanes[lane_of(row, k)]->a[k / 8 * 2 + row / 8];
-        rows[row][k] = half_of<T>(word, k % 2);
-      }
-    }
-    const auto a_at = [rows](int row, int k) { return rows[row][k]; };
+    std::array<const uint32_t*, kWarp> registers;  // whose words count when the product is made
+    for (int lane = 0; lane < kWarp; ++lane) registers[lane] = lanes[lane]->a;
+    const auto a_at = [registers](int row, int k) {
+      return half_of<T>(registers[lane_of(row, k)][k / 8 * 2 + row / 8], k % 2);
+    };
     queue_product<T>(lanes, n, b, k_major_b, accumulate, a_at, here);
   };
   collective("wgmma", part, queue, here);
