@@ -26,14 +26,14 @@ def tiles_of_product(M: int, N: int, images: int, multiprocessors: int) -> tuple
     return columns, cluster, clusters(columns, cluster) * cluster
 
 
-def tiles_of_norm(M: int, N: int, device) -> tuple[int, int, int, int]:
+def tiles_of_norm(M: int, N: int, images: int, device) -> tuple[int, int, int, int]:
     """The same where LayerNorm's adjoint follows: columns, blocks of a cluster beside and below one
     another, and all parts."""
 
     def tile(columns):
         across = math.ceil(M / columns)
         down = 2 if N > 128 and across <= 4 else 1
-        return columns, across, down, math.ceil(N / (128 * down)) * across * down
+        return columns, across, down, math.ceil(N / (128 * down)) * across * down * images
 
     def time(tile):
         columns, across, down, parts = tile
@@ -46,13 +46,14 @@ def tiles_of_norm(M: int, N: int, device) -> tuple[int, int, int, int]:
 class Options:
     """Of a product: the side whose rows are summed over, of the columns and of the rows; whether
     all images share the columns or the rows; what becomes of the sums ("plain", "gelu", "slope",
-    "inner": gelu and what entered it, or "norm": its adjoint); how many tensors like the result are
-    read, how many sides are "turned" on their way in by a norm or a factor, and how many gathered
-    by a shift."""
+    "inner": gelu and what entered it, or "norm": its adjoint, which for LayerNorm has means over a
+    row); how many tensors like the result are read, how many sides are "turned" on their way in by
+    a norm or a factor, and how many gathered by a shift."""
 
     layout: tuple[bool, bool] = (False, False)
     shared: tuple[bool, bool] = (False, False)
     kind: str = "plain"
+    means: bool = False
     read: int = 0
     turned: int = 0
     gathered: int = 0
@@ -75,8 +76,8 @@ def product(way: Way, M: int, N: int, K: int, images: int = 1, splits: int = 0, 
 def product_sm90(way: Way, M, N, K, images, splits, options: Options) -> Launch:
     """csrc/cuda/product_sm90.cu: two warpgroups, and a warp or a warpgroup that loads."""
     device, parts_of = way.device, splits or images
-    if options.kind == "norm":
-        columns, across, down, parts = tiles_of_norm(M, N, device)
+    if options.means:
+        columns, across, down, parts = tiles_of_norm(M, N, parts_of, device)
     else:
         columns, down, parts = tiles_of_product(M, N, parts_of, device.multiprocessors)
         across = 1
@@ -99,7 +100,7 @@ def product_sm90(way: Way, M, N, K, images, splits, options: Options) -> Launch:
     stored = 128 * columns * (4 if splits else 2 * options.written)
     terms = K * images / parts_of  # TMA fills a chunk beyond them with zeros
     loaded = terms * 2 * (128 / across + columns / down)  # other blocks have the rest sent
-    read = 128 * columns * 2 * options.read * (1 + (options.kind == "norm"))  # x twice
+    read = 128 * columns * 2 * options.read * (1 + options.means)  # x twice
     launch.move(landed + multiplied + (0 if splits else 2 * stored), loaded + stored + read)
     return launch
 

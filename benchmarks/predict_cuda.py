@@ -110,8 +110,21 @@ class Tokens:
             return launches
         if D:
             launches += sum_columns(way, B, D, C)
-        launches.append(product(way, C, S, D or S, B, **adjoint, turned=self.factor))
-        return launches + norm_backward(way, B * S, C, means=self.layer_norm)
+        return launches + norm_adjoint(
+            way, C, S, D or S, B, self.layer_norm, shared=(False, True), turned=self.factor,
+            layout=(True, not way.hopper),
+        )  # fmt: skip
+
+
+def norm_adjoint(way: Way, M, N, K, images=1, means=True, **options) -> list[Launch]:
+    """After a product; for sm_90a in it, and the norm's gradients are sums of floats that it leaves
+    for every 64 rows of an image."""
+    if not way.hopper:
+        passes = norm_backward(way, images * N, M, means=means)
+        return [product(way, M, N, K, images, **options), *passes]
+    last = product(way, M, N, K, images, **options, kind="norm", read=1, means=means)
+    sums = norm_backward(way, images * -(-N // 64), M, sums=1, tensors=2)
+    return [last, *sums, *sums]
 
 
 def channel_mlp(way: Way, B: int, S: int, C: int, D: int, gathered: int = 0) -> list[Launch]:
@@ -155,17 +168,8 @@ def _channels_backward(way: Way, rows: int, C: int, D: int, grid=None) -> list[L
         *back,
         *weight_gradient(way, C, D, rows, **sums, turned=turned),
         *norm_backward(way, rows, D, sums=1, tensors=1),
-        *_first_adjoint(way, rows, C, D),
+        *norm_adjoint(way, C, rows, D, **adjoint),
     ]
-
-
-def _first_adjoint(way: Way, rows: int, C: int, D: int) -> list[Launch]:
-    """dx, and the sums that the norm's gradients are made of: floats, for every 64 rows."""
-    adjoint = {"layout": (True, False)}
-    if not way.hopper:
-        return [product(way, C, rows, D, **adjoint), *norm_backward(way, rows, C)]
-    parts = norm_backward(way, -(-rows // 64), C, sums=1, tensors=2)
-    return [product(way, C, rows, D, **adjoint, kind="norm", read=1), *parts, *parts]
 
 
 def shift_linear(way: Way, B: int, H: int, W: int, C: int) -> list[Launch]:

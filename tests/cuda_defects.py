@@ -5,6 +5,7 @@ CUDA = "csrc/cuda"
 SHIFT_ADAPTER = f"{CUDA}/spatial_shift_op.cpp"
 TOKENS_ADAPTER, TOKENS_BACKWARD = f"{CUDA}/tokens_op.cpp", f"{CUDA}/tokens_backward_op.cpp"
 CHANNELS, OPERANDS = f"{CUDA}/channels.h", f"{CUDA}/operands.h"
+NORM = f"{CUDA}/norm_in_product.h"
 FORWARD, BACKWARD = f"{CUDA}/channels_op.cpp", f"{CUDA}/channels_backward_op.cpp"
 
 DEFECTS = {
@@ -109,16 +110,41 @@ DEFECTS = {
         "test_emulated.py portable_kernels",
     ),
     "CUDA channels, sm_90a: no weight in the norm's adjoint": (
-        BACKWARD, "norm.mean, norm.rstd, norm.weight};", "norm.mean, norm.rstd};",
+        NORM, "norm.mean, norm.rstd, norm.weight};", "norm.mean, norm.rstd};",
         "test_kernels.py sm90 and good and channel_mlp_backward",
     ),
     "CUDA channels, sm_90a: LayerNorm's adjoint taken for an affine one": (
-        BACKWARD, "norm.mean, norm.rstd, norm.weight};", "nullptr, nullptr, norm.weight};",
+        NORM, "norm.mean, norm.rstd, norm.weight};", "nullptr, nullptr, norm.weight};",
         "test_kernels.py sm90 and good and channel_mlp_backward",
     ),
     "CUDA channels, sm_90a: a norm's bias's gradient for its weight's": (
-        BACKWARD, "add_up(adjoint.dweight, to[1])", "add_up(adjoint.dbias, to[1])",
+        NORM, "adjoint.dweight = weight.data, adjoint.dbias = bias.data",
+        "adjoint.dweight = bias.data, adjoint.dbias = weight.data",
         "test_emulated_channels.py sm90 and affine",
+    ),
+    "CUDA, sm_90a: sums of the first image alone": (
+        NORM, "sums{{data, int64_t{count} * columns, columns}", "sums{{data, 0, columns}",
+        "test_emulated_tokens.py exact",
+    ),
+    "CUDA tokens, sm_90a: x's gradient without the scale": (
+        TOKENS_BACKWARD, "two ? dhidden : scaled_dy();", "two ? dhidden : dy;",
+        "test_emulated_tokens.py exact",
+    ),
+    "CUDA tokens, sm_90a: x's gradient without u": (
+        TOKENS_BACKWARD, "operand.factor = mix.factor.rows;\n  if", "if",
+        "test_kernels.py sm90 and good and token_gate_backward",
+    ),
+    "CUDA tokens, sm_90a: dy in the place of the hidden's gradient": (
+        TOKENS_BACKWARD, "two ? dhidden : scaled_dy();", "scaled_dy();",
+        "test_emulated_tokens.py exact",
+    ),
+    "CUDA tokens, sm_90a: the path depends on what is wanted": (
+        TOKENS_BACKWARD, "if (normed) {", "if (normed && wanted.x) {",
+        "test_emulated_tokens.py depends",
+    ),
+    "CUDA tokens, sm_90a: a weight in the place of its transpose": (
+        f"{CUDA}/tokens.h", "torch::stable::transpose(weight, 0, 1)", "weight",
+        "test_emulated_tokens.py exact",
     ),
     "CUDA channels: no bias": (
         CHANNELS, "to.column_bias = bias, to.activation", "to.activation",

@@ -20,7 +20,7 @@ SYMBOL = re.compile(r"^([0-9a-f]+) \w (.*)", re.MULTILINE)
 
 
 def record(jobs: list[tuple]) -> list[list[tuple[str, int, int]]]:
-    """Of every (op, case, batch, direction, backend)."""
+    """Of every (op, a case's sizes, batch, direction, backend)."""
     done = subprocess.run(
         [sys.executable, __file__], input=json.dumps(jobs), capture_output=True, text=True
     )
@@ -35,18 +35,18 @@ def main() -> None:
     import torch
     from predict import call_of
 
-    from shiftmlp.bench.cases import CASES
+    from shiftmlp.bench.cases import Case
 
     recorder = emulator._compile(Path(__file__).with_suffix(".cpp"))
-    cases = {(case.op, case.name): case for case in CASES}
     with mock.patch.object(emulator.commands, "LDFLAGS", [str(recorder), f"-Wl,--wrap={RUN}"]):
         library = ctypes.CDLL(emulated.library().__file__)
     library.launches.restype = ctypes.c_char_p
     names = kernels(library._name)
     found = []
-    for op, case, batch, direction, backend in json.load(sys.stdin):
+    for op, sizes, batch, direction, backend in json.load(sys.stdin):
+        case = Case(op, "", tuple(map(tuple, sizes)))
         dtype = torch.float32 if backend == "emulated_tf32" else torch.bfloat16
-        call_of(cases[op, case], batch, direction, backend, "cpu", dtype)()
+        call_of(case, batch, direction, backend, "cpu", dtype)()
         told = list(map(int, library.launches().split()))
         found.append([
             (names[place], cluster, blocks)

@@ -23,8 +23,14 @@ import predict_cuda as predict  # noqa: E402
 from cuda_passes import moments  # noqa: E402
 
 from shiftmlp import _native  # noqa: E402
-from shiftmlp.bench.cases import CASES  # noqa: E402
+from shiftmlp.bench.cases import CASES, Case  # noqa: E402
 
+# Too many of them, or of channels, for token_mlp's backward in one kernel.
+MANY_TOKENS = [
+    Case("token_linear", "", (("S", 576), ("C", 384))),
+    Case("token_mlp", "", (("S", 256), ("C", 512), ("D", 256))),
+    Case("token_mlp", "", (("S", 64), ("C", 1280), ("D", 256))),
+]
 CLOCK, MULTIPROCESSORS = 1.7e9, 132
 HOPPER, TF32, AMPERE, _ = predict.WAYS
 RATE = MULTIPROCESSORS * CLOCK / 790e12  # clocks of an operation
@@ -117,17 +123,19 @@ def test_tiles_of_a_product(M, N, tiles):
 
 
 @pytest.mark.parametrize(
-    "M, N, tiles",
+    "M, N, images, tiles",
     [
-        (768, 50176, (192, 4, 2, 1568)),  # rows' parts of 256, and clusters of 8
-        (512, 50176, (256, 2, 2, 784)),
-        (384, 50176, (192, 2, 2, 784)),
-        (2048, 50176, (256, 8, 1, 3136)),
-        (96, 128, (128, 1, 1, 1)),
+        (768, 50176, 1, (192, 4, 2, 1568)),  # rows' parts of 256, and clusters of 8
+        (512, 50176, 1, (256, 2, 2, 784)),
+        (384, 50176, 1, (192, 2, 2, 784)),
+        (2048, 50176, 1, (256, 8, 1, 3136)),
+        (96, 128, 1, (128, 1, 1, 1)),
+        (512, 256, 196, (256, 2, 2, 784)),
+        (384, 196, 64, (192, 2, 2, 256)),
     ],
 )
-def test_tiles_of_a_product_with_a_norm(M, N, tiles):
-    assert cuda_products.tiles_of_norm(M, N, HOPPER.device) == tiles
+def test_tiles_of_a_product_with_a_norm(M, N, images, tiles):
+    assert cuda_products.tiles_of_norm(M, N, images, HOPPER.device) == tiles
 
 
 @pytest.mark.skipif(emulator.missing() is not None, reason=str(emulator.missing()))
@@ -135,20 +143,21 @@ def test_the_launches_are_those_of_the_adapters():
     """In their order, with their tiles, clusters and blocks, on the emulator's multiprocessors."""
     backends = {"emulated_sm90": HOPPER, "emulated": AMPERE, "emulated_tf32": TF32}
     jobs = [
-        (case.op, case.name, batch, direction, backend)
+        (case, batch, direction, backend)
         for case in CASES
         for batch in (3, 256)
         for direction in ("fwd", "bwd")
         for backend in (["emulated"] if case.op == "spatial_shift" else backends)
     ]
-    cases = {(case.op, case.name): case for case in CASES}
-    for job, made in zip(jobs, launches.record(jobs), strict=True):
-        op, case, batch, direction, backend = job
+    jobs += [(case, 3, "bwd", "emulated_sm90") for case in MANY_TOKENS]
+    asked = [(case.op, case.sizes, *rest) for case, *rest in jobs]
+    for job, made in zip(jobs, launches.record(asked), strict=True):
+        case, batch, direction, backend = job
         way = backends[backend]
         way = dataclasses.replace(
             way, device=dataclasses.replace(way.device, multiprocessors=2, regions=())
         )
-        modelled = predict.launches_of(cases[op, case], batch, direction, way)
+        modelled = predict.launches_of(case, batch, direction, way)
         assert [(one.kernel, one.cluster, one.blocks) for one in modelled] == made, job
 
 

@@ -23,8 +23,8 @@ def library():
     return emulator.build()
 
 
-# M, N, K: clusters of 1 to 8 blocks, with parts of 128, 192 and 256 columns; columns and rows off
-# them; more chunks than there are places for, and several parts for each cluster.
+# M, N, K, images: clusters of 1 to 8 blocks, with parts of 128, 192 and 256 columns; columns and
+# rows off them; more chunks than there are places for, and several parts for each cluster.
 SIZES = [
     (8, 8, 8),
     (72, 63, 40),
@@ -38,6 +38,12 @@ SIZES = [
     (1000, 500, 136),
     (2048, 72, 72),
     (136, 648, 456),
+    (8, 1, 8, 3),
+    (72, 197, 40, 5),
+    (136, 49, 49, 7),
+    (384, 196, 196, 3),
+    (520, 136, 72, 5),
+    (1288, 65, 24, 3),
 ]
 
 
@@ -91,7 +97,7 @@ def test_as_good_as_torch(dtype, library):
     def round_to(t):
         return t.to(dtype).double()
 
-    c = case(520, 136, 72, dtype=dtype)
+    c = case(520, 136, 72, 3, dtype=dtype)
     rows, columns, x = (fenced(torch.randn(t.shape).to(dtype)) for t in (c.rows, c.columns, c.x))
     rstd, mean = 1 / x.double().std(-1, unbiased=False), x.double().mean(-1)
     weight = fenced(torch.randn(len(c.weight)))
@@ -115,6 +121,9 @@ def check_norm(library, seed: int) -> None:
         "parts of few terms": case(648, 520, 24),
         "more digits than are stored": replace(affine, columns=fenced(37 * affine.columns)),
         "no sums": case(136, 72, 72, sums=False),
+        "images": case(264, 72, 72, 3),
+        "images of two by two": case(504, 197, 40, 3),
+        "images of an affine norm": case(136, 200, 72, 3, norm="affine"),
     }
     for told, c in cases.items():
         check(library, seed, c, told)

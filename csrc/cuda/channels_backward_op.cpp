@@ -1,6 +1,7 @@
 // The gradients of channel_mlp, shift_linear and shift_mlp. The forward keeps nothing: the hidden,
 // and the result where its norm's or factor's gradient is wanted, are computed once more.
 #include "channels.h"
+#include "norm_in_product.h"
 
 namespace shiftmlp {
 namespace {
@@ -25,30 +26,6 @@ Images launch_last_backward(Call& call, const Images& dy, const Images& branch,
   const Images incoming = call.images(dbranch, "the gradient of the result");
   launch_sum_over_rows(call, incoming, {}, db, stream);
   return incoming;
-}
-
-// The gradients of x and of the norm's weight and bias, from that of the first layer's sums, by one
-// product; false where there is none that does so.
-bool launch_norm_in_product(Call& call, const ChannelLayer& first, const Images& dsums,
-                            const Images& x, const NormParams& norm, const Gradients& to,
-                            cudaStream_t stream) {
-  check_shape(*to[0], {1, x.count, x.columns}, "the gradient of x");
-  const Product product =
-      first.backward(call, x.count, operand_of(dsums, false), call.result(*to[0]));
-  NormAdjoint adjoint{x.rows, norm.mean, norm.rstd, norm.weight};
-  if (!fits_sm90(product, {}, adjoint)) return false;
-  const auto parts = static_cast<int32_t>(ceil_div(x.count, kNormRows));
-  const auto sums_for = [&](const OptionalTensor& gradient) {
-    return gradient ? call.floats(int64_t{parts} * x.columns) : nullptr;
-  };
-  adjoint.dweight = sums_for(to[1]), adjoint.dbias = sums_for(to[2]);
-  launch_product_sm90(product, {}, adjoint, stream);
-  const auto add_up = [&](const float* sums, const OptionalTensor& gradient) {
-    const Images rows{{sums, 0, x.columns}, DType::kFloat32, 1, parts, x.columns};
-    launch_sum_over_rows(call, rows, {}, gradient, stream);
-  };
-  add_up(adjoint.dweight, to[1]), add_up(adjoint.dbias, to[2]);
-  return true;
 }
 
 // In the order of the op's tensors: x, two of the norm, w1, b1, w2, b2, two of the norm after it
@@ -98,12 +75,16 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
 
   if (!wants_normed) return;
   const bool normed = norm_args.kind != kNone;
-  if (normed && to[0] && launch_norm_in_product(call, first, dinner, x, norm, to, stream)) return;
+  const auto product = [&](const Tensor& to) {
+    check_shape(to, {1, positions, x.columns}, "the gradient of x");
+    return first.backward(call, positions, operand_of(dinner, false), call.result(to));
+  };
+  if (normed && to[0] && fits_sm90(product(*to[0]), {}, adjoint_of(x, norm))) {
+    return launch_norm_in_product(call, product(*to[0]), x, norm, to[1], to[2], stream);
+  }
   const Tensor dnormed =
       normed ? call.empty({1, positions, x.columns}, call.dtype()) : to[0].value();
-  check_shape(dnormed, {1, positions, x.columns}, "the gradient of x");
-  multiply(first.backward(call, positions, operand_of(dinner, false), call.result(dnormed)),
-           stream);
+  multiply(product(dnormed), stream);
   if (!normed) return;
   NormBackward p{};
   p.dy = call.images(dnormed, "the gradient of the norm"), p.x = x, p.norm = norm;

@@ -74,7 +74,8 @@ __device__ void store_norm(SharedNorm& shared, Line<T>* lines, const TensorMap& 
   float mean[2] = {}, rstd[2] = {1.0f, 1.0f};
   for (int half = 0; half < 2; ++half) {
     if (!norm.mean || row + 8 * half >= p.N) continue;
-    mean[half] = norm.mean[row + 8 * half], rstd[half] = norm.rstd[row + 8 * half];
+    const int64_t r = int64_t{place.image} * p.N + row + 8 * half;
+    mean[half] = norm.mean[r], rstd[half] = norm.rstd[r];
   }
   constexpr int kPieces = kColumns / kAtOnce;
   const auto load = [&](Words& x, int i) {
@@ -154,7 +155,9 @@ __device__ void store_norm(SharedNorm& shared, Line<T>* lines, const TensorMap& 
     if (!to || column + here >= p.M || place.row >= p.N) continue;
     float total = 0.0f;
     for (auto& of_warp : shared.columns) total += of_warp[of][here];
-    to[int64_t{place.row / kNormRows} * p.M + column + here] = total;
+    const int32_t parts = (p.N + kNormRows - 1) / kNormRows;
+    const int64_t part = int64_t{place.image} * parts + place.row / kNormRows;
+    to[part * p.M + column + here] = total;
   }
 }
 

@@ -31,9 +31,10 @@ inline bool has_slope(const Product& p) { return p.result.slope_of.data || p.row
 inline bool fits_norm(const Product& p, const NormAdjoint& norm) {
   const Result& y = p.result;
   if (!norm.x.data) return true;
-  if (p.images > 1 || !p.columns.sums_rows || has_slope(p) || y.dtype != p.dtype) return false;
-  const bool activates = y.activation != Activation::kNone;
-  if (y.column_bias.data || y.scale.data || y.residual.data || activates) return false;
+  if (!p.columns.sums_rows || has_slope(p) || y.dtype != p.dtype) return false;
+  const bool alone = !y.row_bias.data && !y.column_bias.data && !y.scale.data && !y.residual.data &&
+                     !y.inner && y.activation == Activation::kNone;
+  if (!alone) return false;
   return fits_tma_of(norm.x, p.M) && (!norm.mean || p.M <= kMostBlocks * 256);
 }
 

@@ -15,15 +15,17 @@ struct MoveOnWrite {
 // is stored is the gradient of x.
 struct NormAdjoint {
   Rows x{};                      // in the product's dtype. Without data: no norm
-  const float *mean{}, *rstd{};  // of LayerNorm, for every row; null: affine
+  const float *mean{}, *rstd{};  // of LayerNorm, (images, rows); null: affine
   Vector weight{};
-  float *dweight{}, *dbias{};  // their gradients' sums, for every kNormRows rows; null: not wanted
+  float *dweight{}, *dbias{};  // their gradients' sums, for every kNormRows rows of an image: each
+                               // (images, ceil(rows / kNormRows), columns); null: not wanted
 };
 constexpr int kNormRows = 64;
 
-// Whether the current device and this product allow it: of one image, whose columns' operand is
-// plain and whose rows' operand at most shifted; the result has no row_bias and no factor, and what
-// is moved goes in groups of 8 channels. Before a norm's adjoint there is the product alone.
+// Whether the current device and this product allow it: the columns' operand is plain and the rows'
+// operand at most shifted; the result has no factor, and what is moved is one image and goes in
+// groups of 8 channels. Before a norm's adjoint there is the product alone, of rows that are not
+// summed over.
 bool fits_sm90(const Product& p, const MoveOnWrite& move = {}, const NormAdjoint& norm = {});
 
 void launch_product_sm90(const Product& p, const MoveOnWrite& move, const NormAdjoint& norm,

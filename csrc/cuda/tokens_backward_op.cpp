@@ -1,5 +1,6 @@
 // The gradients of token_linear, token_mlp and token_gate. The forward keeps nothing: the hidden,
 // and where its factor's gradient is wanted the result, are computed once more.
+#include "norm_in_product.h"
 #include "tokens.h"
 #include "tokens_sm90.h"
 
@@ -25,6 +26,15 @@ struct Mixture {
   Images factor;
 };
 
+// Where a kernel leaves dx, wanted or not: which kernel runs must not depend on that, or the bits
+// of other gradients would.
+Tensor dx_of(Call& call, const Images& x, const Wanted& wanted) {
+  const std::initializer_list<int64_t> sizes = {x.images, x.count, x.columns};
+  const Tensor dx = wanted.x ? *wanted.x : call.empty(sizes, call.dtype());
+  check_shape(dx, sizes, "the gradient of x");
+  return dx;
+}
+
 // What token_mlp's backward on sm_90a leaves for the gradients of the weights.
 struct Inside {
   Images hidden, dhidden;
@@ -47,33 +57,40 @@ std::optional<Inside> launch_inside(Call& call, const Mixture& mix, const Wanted
   const auto memory_for = [&](int32_t rows) {
     return call.empty({x.images, rows, x.columns}, call.dtype());
   };
-  const Tensor dx = wanted.x ? *wanted.x : memory_for(x.count);
-  check_shape(dx, {x.images, x.count, x.columns}, "the gradient of x");
-  const Result to = call.result(dx, "the gradient of x");
+  const Result to = call.result(dx_of(call, x, wanted), "the gradient of x");
   p.dx = to.data;
   if (to.dtype != call.dtype() || !fits_sm90(p)) return {};
 
   const Tensor hidden = memory_for(p.D), dhidden = memory_for(p.D);
   p.hidden = hidden.mutable_data_ptr(), p.dhidden = dhidden.mutable_data_ptr();
   p.workspace = call.floats(ceil_div(workspace_bytes(p), sizeof(float)));
-  const auto parts_for = [&](const OptionalTensor& gradient, int32_t parts, int32_t columns) {
-    const int64_t of_image = int64_t{parts} * columns;
-    float* const memory = gradient ? call.floats(p.B * of_image) : nullptr;
-    return Images{{memory, of_image, columns}, DType::kFloat32, p.B, parts, columns};
-  };
-  const auto data_of = [](const Images& parts) {
-    return static_cast<float*>(const_cast<void*>(parts.rows.data));
-  };
-  const Images weight = parts_for(wanted.norm_weight, 1, p.C),
-               bias = parts_for(wanted.norm_bias, 1, p.C),
-               b1 = parts_for(wanted.layers[0].b, parts_of_b1(p.C), p.D);
-  p.dnorm_weight = data_of(weight), p.dnorm_bias = data_of(bias), p.db1 = data_of(b1);
+  const RowSums weight(call, wanted.norm_weight, p.B, 1, p.C),
+      bias(call, wanted.norm_bias, p.B, 1, p.C),
+      b1(call, wanted.layers[0].b, p.B, parts_of_b1(p.C), p.D);
+  p.dnorm_weight = weight.data, p.dnorm_bias = bias.data, p.db1 = b1.data;
   launch_token_mlp_backward_sm90(p, stream);
-  launch_sum_over_rows(call, weight, {}, wanted.norm_weight, stream);
-  launch_sum_over_rows(call, bias, {}, wanted.norm_bias, stream);
-  launch_sum_over_rows(call, b1, {}, wanted.layers[0].b, stream);
+  for (const RowSums* of : {&weight, &bias, &b1}) of->launch_total(call, stream);
   return Inside{call.images(hidden, "the hidden"),
                 call.images(dhidden, "the gradient of the hidden")};
+}
+
+// dx and the norm's gradients by one product, where that takes the tensors. `dsums` launches the
+// gradient of the first layer's sums, laid out like `like`.
+template <class MakeSums>
+bool launch_with_norm(Call& call, const Mixture& mix, const Wanted& wanted, const NormParams& norm,
+                      const Images& like, const MakeSums& dsums, cudaStream_t stream) {
+  const Images& x = mix.x;
+  const TokenLayer& first = mix.layers.front();
+  const Result dx = call.result(dx_of(call, x, wanted), "the gradient of x");
+  Operand operand = operand_of(like, true);
+  operand.factor = mix.factor.rows;
+  if (!fits_sm90(first.backward(call, x, operand, dx, nullptr), {}, adjoint_of(x, norm))) {
+    return false;
+  }
+  operand.rows = dsums().rows;
+  const Product p = first.backward(call, x, operand, dx, first.transpose(call));
+  launch_norm_in_product(call, p, x, norm, wanted.norm_weight, wanted.norm_bias, stream);
+  return true;
 }
 
 void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaStream_t stream) {
@@ -124,8 +141,13 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
     launch_sum_over_rows(call, dy, call.images(y, "y"), wanted.scale, stream);
   }
 
+  std::optional<Images> scaled;
+  const auto scaled_dy = [&] {  // once, if it is needed
+    if (!scaled) scaled = launch_scaled(call, dy, mix.scale, stream);
+    return *scaled;
+  };
   if (of_last.w) {
-    Operand dsums = operand_of(launch_scaled(call, dy, mix.scale, stream), false);
+    Operand dsums = operand_of(scaled_dy(), false);
     dsums.factor = mix.factor.rows;
     launch_sum_of_products(call, last.gradient(call, dy, dsums, into_last(false)), of_last.w,
                            stream);
@@ -156,6 +178,12 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   }
 
   if (!needs_normed || fused) return;
+  if (normed) {
+    Images like = two ? dhidden : dy;
+    if (!two && mix.scale.data) like.rows = {nullptr, int64_t{dy.count} * dy.columns, dy.columns};
+    const auto dsums = [&] { return two ? dhidden : scaled_dy(); };
+    if (launch_with_norm(call, mix, wanted, norm, like, dsums, stream)) return;
+  }
   const Tensor dnormed = normed ? call.empty(like_x, call.dtype()) : *wanted.x;
   check_shape(dnormed, like_x, "the gradient of x");
   const Result to = call.result(dnormed, "the gradient of x");

@@ -168,9 +168,9 @@ void bind_products(py::module_& m) {
       });
   kernel(
       m, "product_sm90_norm",
-      +[](const Side& columns, const Side& rows, const Result& result, Arg x, Given mean,
-          Given rstd, Given weight, Given dweight, Given dbias) {
-        const Product p = product_of(columns, rows, result, 1, 0);
+      +[](const Side& columns, const Side& rows, const Result& result, int64_t images, Arg x,
+          Given mean, Given rstd, Given weight, Given dweight, Given dbias) {
+        const Product p = product_of(columns, rows, result, images, 0);
         const NormAdjoint norm{x, mean, rstd, weight, dweight, dbias};
         check_fits(p, MoveOnWrite{}, norm);
         launch_product_sm90(p, {}, norm, nullptr);
