@@ -23,9 +23,9 @@ struct NormAdjoint {
 constexpr int kNormRows = 64;
 
 // Whether the current device and this product allow it: the columns' operand is plain and the rows'
-// operand at most shifted; the result has no factor, and what is moved is one image and goes in
-// groups of 8 channels. Before a norm's adjoint there is the product alone, of rows that are not
-// summed over.
+// operand at most shifted, or normed if they are one image's and neither side's rows are summed
+// over; the result has no factor, and what is moved is one image and goes in groups of 8 channels.
+// Before a norm's adjoint there is the product alone, of rows that are not summed over.
 bool fits_sm90(const Product& p, const MoveOnWrite& move = {}, const NormAdjoint& norm = {});
 
 void launch_product_sm90(const Product& p, const MoveOnWrite& move, const NormAdjoint& norm,
