@@ -72,10 +72,11 @@ __device__ void store_norm(SharedNorm& shared, Line<T>* lines, const TensorMap& 
   const int q = lane % 4 * 2;
   const int32_t row = place.row + warp * 16 + lane / 4;
   float mean[2] = {}, rstd[2] = {1.0f, 1.0f};
-  for (int half = 0; half < 2; ++half) {
-    if (!norm.mean || row + 8 * half >= p.N) continue;
-    const int64_t r = int64_t{place.image} * p.N + row + 8 * half;
-    mean[half] = norm.mean[r], rstd[half] = norm.rstd[r];
+  for (int half = 0; norm.mean && half < 2; ++half) {
+    const int32_t r = row + 8 * half;
+    if (r >= p.N) break;
+    const int64_t of_image = int64_t{place.image} * p.N;
+    mean[half] = norm.mean[of_image + r], rstd[half] = norm.rstd[of_image + r];
   }
   constexpr int kPieces = kColumns / kAtOnce;
   const auto load = [&](Words& x, int i) {
