@@ -55,10 +55,10 @@ kernels: setup  ## registers, spills, shared memory and matrix instructions of e
 	@$(PY) benchmarks/predict.py
 	@$(PY) benchmarks/predict_cuda.py
 
-SANITIZE := -fsanitize=address,undefined
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g1
 SANITIZED := PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
   LD_PRELOAD="$$(for l in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$l.so; done | xargs)"
-sanitize: export CXXFLAGS = $(SANITIZE) -fno-sanitize-recover=undefined -g1 -O1
+sanitize: export CXXFLAGS = $(SANITIZE) -O1
 sanitize: export LDFLAGS = $(SANITIZE)
 sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under AddressSanitizer and UBSan
 	@SHIFTMLP_BUILD=1 SHIFTMLP_CUDA=0 \

@@ -16,8 +16,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
     if importlib.util.find_spec("triton"):
         import interpreter_bf16
+        import interpreter_speed
 
         interpreter_bf16.patch()
+        interpreter_speed.patch()
 
 import tf32  # noqa: E402
 

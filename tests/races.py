@@ -9,7 +9,7 @@ import subprocess
 WANTED = "SHIFTMLP_RACES" in os.environ  # in all kernels that emulator.py builds
 # Without assumptions about types: clang drops stores to one member of a union that another one's
 # reading needs.
-FLAGS = ["-fsanitize=thread", "-O1", "-g1", "-gdwarf-4", "-fno-strict-aliasing", "-w"]
+FLAGS = ["-fsanitize=thread", "-g1", "-gdwarf-4", "-fno-strict-aliasing", "-w"]
 
 
 @functools.cache

@@ -150,7 +150,7 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
     const int64_t rows = std::min(at_a_time, x.rows - begin);
     for_each_tile<Acc>(
         rows, tiling, memory, D * first.K,
-        [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+        [&](int64_t position, int64_t count, int64_t, auto& scratch) {
           Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
           Acc* const panel = scratch.take(panel_size);
           norm.pack(x.at(0, begin + position, 0), count, x.columns, in);

@@ -58,18 +58,21 @@ void queue_product(Part** lanes, int n, uint64_t b, bool k_major_b, bool accumul
   }
   hopper().products[warp].add([=, &all_sums] {
     Sums& sums = all_sums[d[0]];
-    double a_rows[16][16];
-    for (int i = 0; i < 256; ++i) a_rows[i / 16][i % 16] = a(i / 16, i % 16);
+    double a_columns[16][16];
+    for (int i = 0; i < 256; ++i) a_columns[i % 16][i / 16] = a(i / 16, i % 16);
     for (int column = 0; column < n; ++column) {
-      double b_column[16];
-      for (int k = 0; k < 16; ++k) b_column[k] = element<T>(b, k_major_b, column, k);
+      float* values[16];
+      double exact[16];
       for (int row = 0; row < 16; ++row) {
         const int place = column / 8 * 4 + row / 8 * 2 + column % 2;
-        float& value = sums.values[lane_of(row, column) * registers + place];
-        double sum = accumulate ? value : 0.0;
-        for (int k = 0; k < 16; ++k) sum += a_rows[row][k] * b_column[k];
-        value = static_cast<float>(sum);
+        values[row] = &sums.values[lane_of(row, column) * registers + place];
+        exact[row] = accumulate ? *values[row] : 0.0;
       }
+      for (int k = 0; k < 16; ++k) {
+        const double b_at = element<T>(b, k_major_b, column, k);
+        for (int row = 0; row < 16; ++row) exact[row] += a_columns[k][row] * b_at;
+      }
+      for (int row = 0; row < 16; ++row) *values[row] = static_cast<float>(exact[row]);
     }
     if (--sums.products == 0) {
       for (int lane = 0; lane < kWarp; ++lane) {

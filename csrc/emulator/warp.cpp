@@ -16,18 +16,22 @@ struct Fragments {
 // addition is not documented, and no test may lean on it.
 template <int kDepth, class A, class B>
 void multiply(Fragments** lanes, const A& a_at, const B& b_at) {
-  double a[16][kDepth], b[8][kDepth];
+  double b[kDepth][8];
   for (int k = 0; k < kDepth; ++k) {
-    for (int row = 0; row < 16; ++row) a[row][k] = a_at(row, k);
-    for (int column = 0; column < 8; ++column) b[column][k] = b_at(k, column);
+    for (int column = 0; column < 8; ++column) b[k][column] = b_at(k, column);
   }
   for (int row = 0; row < 16; ++row) {
+    float* d[8];
+    double sums[8];
     for (int column = 0; column < 8; ++column) {
-      float& d = lanes[lane_of(row, column)]->d[row / 8 * 2 + column % 2];
-      double sum = d;
-      for (int k = 0; k < kDepth; ++k) sum += a[row][k] * b[column][k];
-      d = static_cast<float>(sum);
+      d[column] = &lanes[lane_of(row, column)]->d[row / 8 * 2 + column % 2];
+      sums[column] = *d[column];
     }
+    for (int k = 0; k < kDepth; ++k) {
+      const double a = a_at(row, k);
+      for (int column = 0; column < 8; ++column) sums[column] += a * b[k][column];
+    }
+    for (int column = 0; column < 8; ++column) *d[column] = static_cast<float>(sums[column]);
   }
 }
 

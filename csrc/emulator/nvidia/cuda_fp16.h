@@ -3,7 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
+#include <cstring>
 
 struct __half {
   uint16_t bits;
@@ -11,23 +11,25 @@ struct __half {
   __half() = default;
   explicit __half(float value) : bits(std::signbit(value) ? 0x8000 : 0) {
     const float size = std::fabs(value);
+    uint32_t word;
+    std::memcpy(&word, &size, 4);
+    const uint32_t nearest_even = 0xfff + (word >> 13 & 1);
     if (size != size) {
       bits = 0x7fff;
     } else if (size >= 65520.0f) {
       bits |= 0x7c00;
     } else if (size >= 0x1p-14f) {
-      int exponent;
-      const float fraction = std::frexp(size, &exponent);  // in [1/2, 1)
-      bits += ((exponent + 13) << 10) + std::lrint(std::ldexp(fraction, 11));
+      bits += (word - (112u << 23) + nearest_even) >> 13;  // the exponents are counted from others
     } else {
-      bits += std::lrint(std::ldexp(size, 24));
+      bits += std::lrint(size * 0x1p24f);
     }
   }
   operator float() const {
-    const int exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
-    const float sign = bits & 0x8000 ? -1.0f : 1.0f;
-    if (exponent == 31) return fraction ? NAN : sign * std::numeric_limits<float>::infinity();
-    if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
-    return sign * std::ldexp(static_cast<float>(fraction + 0x400), exponent - 25);
+    const uint32_t word = (bits & 0x7fffu) << 13;
+    float size;
+    std::memcpy(&size, &word, 4);
+    size *= 0x1p112f;
+    if (size >= 0x1p16f) size = word == 0x7c00u << 13 ? INFINITY : NAN;
+    return bits >> 15 ? -size : size;
   }
 };
