@@ -90,8 +90,8 @@ class Tokens:
         fused = token_mlp_backward_sm90(way, B, S, S, C, D) if D and way.hopper else None
         if fused:
             launches += fused
-            for rows, columns in ((B, C), (B, C), (B * -(-C // 64) * 4, D)):  # floats
-                launches += norm_backward(way, rows, columns, sums=1, tensors=2)
+            for rows, columns in ((B, C), (B, C), (B * -(-C // 64) * 4, D)):
+                launches += norm_backward(way, rows, columns, sums=1, tensors=1, floats=True)
         elif D:
             launches.append(product(way, C, D, S, B, **mixes, turned=turned, kind="inner"))
         if self.factor or self.scale:
@@ -160,11 +160,11 @@ def _channels_backward(way: Way, rows: int, C: int, D: int, grid=None) -> list[L
 
 
 def _first_adjoint(way: Way, rows: int, C: int, D: int) -> list[Launch]:
-    """dx, and the sums that the norm's gradients are made of: floats, for every 64 rows."""
+    """dx, and the sums that the norm's gradients are made of, for every 64 rows."""
     adjoint = {"layout": (True, False)}
     if not way.hopper:
         return [product(way, C, rows, D, **adjoint), *norm_backward(way, rows, C)]
-    parts = norm_backward(way, -(-rows // 64), C, sums=1, tensors=2)
+    parts = norm_backward(way, -(-rows // 64), C, sums=1, tensors=1, floats=True)
     return [product(way, C, rows, D, **adjoint, kind="norm", read=1), *parts, *parts]
 
 
