@@ -91,7 +91,7 @@ def passes_of(type_: str, dtype: dict[str, int]) -> dict[str, dict[str, Region]]
     return {
         f"norm_kernel<{type_}>": {
             "moments": row("STG", {"SHFL": 99, "FADD": 99, "STG.E.128": -9999, "CS2R": -99}),
-            "norm": row("STG", {"MUFU": -999, "FMUL": 99, "FFMA": -99, "CS2R": -99}),
+            "norm": row("STG", {"MUFU": -999, "FMUL": 99, "FFMA": -30, "CS2R": -30}),
         },
         f"activation_backward_kernel<{type_}>": {"row": row("MUFU.EX2", SLOPE)},
         f"sum_columns_kernel<{type_}>": {
@@ -139,7 +139,7 @@ REGIONS = {
     **passes_of(
         "__nv_bfloat16", {"F2FP.BF16": 99, "LDG.E": 9, "LDG.E.128": 1, "HADD2": -9} | HALVES
     ),
-    **passes_of("float", {"LDG.E": 9, "LDG.E.128": 99, "HADD2": -9}),
+    **passes_of("float", {"LDG.E": 9, "LDG.E.128": 9, "HADD2": -9}),
     "sum_parts_kernel": {"parts": Region("LDG", {"LDG": 9}, outermost=True)},
     "spatial_shift_kernel<Bits128>": {"pixels": Region("STG", {"STG": 9})},
     "spatial_shift_keep_backward_kernel<__nv_bfloat16, Bits128>": {

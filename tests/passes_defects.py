@@ -17,7 +17,7 @@ COLUMNS = {
     "the dtype of rows not asked for": ("dtypes_ |= bit(x.dtype);", "dtypes_ = bit(x.dtype);"),
     "the dtype of results not asked for": ("if (result) dtypes_ |= bit(dtype);", ""),
     "accesses of a lane in one place": ("others.first += count,", ""),
-    "accesses beyond the end": ("others.left -= count;", ";"),
+    "accesses beyond the end": (", others.left -= count;", ";"),
     "a lane left out of the sum": ("mask = 16", "mask = 8"),
     "all rows taken for one image's": ("gap(stride_b - x.count * stride)", "gap(0)"),
     "rows of the first image": ("image * stride_b +", ""),

@@ -37,7 +37,7 @@ struct Shared {
   Items sums[kThreads], along_x[kThreads];
 };
 
-__device__ int least(int64_t a, int b) { return a < b ? static_cast<int>(a) : b; }
+__device__ int least(uint32_t a, int b) { return a < static_cast<uint32_t>(b) ? a : b; }
 
 // What dy is multiplied by on its way to the normalized row.
 template <bool kWide>
@@ -46,7 +46,7 @@ __device__ Items factor_of(const Params& p, const Columns<kWide>& columns) {
 }
 
 template <class T>
-__device__ RowTerms terms_of(const Params& p, int64_t row) {
+__device__ RowTerms terms_of(const Params& p, uint32_t row) {
   using Strip = Strip<T, 2>;  // more would not fit into registers
   RowTerms terms{p.norm.mean[row], p.norm.rstd[row], 0.0f, 0.0f};
   const int64_t of_dy = p.dy.offset(row), of_x = p.x.offset(row);
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   constexpr int kRows = kIsWide<T> ? 32 / sizeof(Loaded<T>) : 1;  // whose loads are under way
   auto& shared = shared_memory<Shared>();
   const int64_t part = blockIdx.x / p.strips, strip = blockIdx.x % p.strips;
-  const int64_t end = p.rows * (part + 1) / p.parts;
+  const uint32_t end = p.rows * (part + 1) / p.parts;
   const int width = least(p.columns - strip * kStrip, kStrip);
   const int across = (width + kItems - 1) / kItems, down = kThreads / across;
   const int tx = threadIdx.x % across, ty = threadIdx.x / across;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
   Items sums = all(0.0f), along_x = all(0.0f);  // of dy and of dy * normal(x)
   int turn = 0;
-  for (int64_t first = p.rows * part / p.parts; first < end; first += kGroup, turn ^= 1) {
+  for (uint32_t first = p.rows * part / p.parts; first < end; first += kGroup, turn ^= 1) {
     const int count = least(end - first, kGroup);
     auto& rows = shared.rows[turn];
     if (p.norm.mean) {
