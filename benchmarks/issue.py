@@ -48,7 +48,8 @@ class Region:
 # What is 16 bits wide is bfloat16, and there is nothing to divide.
 BF16 = {"F2FP.BF16": 4, "F2FP.F16": -9, "HADD2": -9, "PRMT": 1, "IMAD.U32": 1}
 BF16 |= {"CALL": -9, "WARPSYNC": -99}
-ONCE = {"LDG.E.128": 0}  # a row is not read again
+HALVES = {"IMAD.U32": 3, "SHF.L.U32": 3, "LOP3.LUT": 3}  # of bfloat16, as floats
+FLOAT = {"HADD2": -9, "F2FP": -9, "PRMT": -1}
 GATHER = {"LDGSTS.E.BYPASS.128": 99, "IMAD.WIDE.U32": 9, "IMAD.HI": 9}
 NORM = {"FADD": 9, "FFMA": 9, "FMUL": -5, "LDG.E.": -99}
 ALL = {"FFMA": 99, "FMUL": 99, "MUFU": -9999}  # columns, each of which is scaled
@@ -80,9 +81,30 @@ def part_of_sm90(weights: dict[str, int]) -> Region:
     return Region("HGMMA STSM", BF16 | {"STSM": -99} | weights, apart="HGMMA,STG")
 
 
-def row(weights: dict[str, int], **options) -> Region:
-    """Of a pass: a row, of as many columns as a warp reads at a time."""
-    return Region("LDG", BF16 | {"LDG.E.128": 9} | weights, outermost=True, **options)
+def passes_of(type_: str, dtype: dict[str, int]) -> dict[str, dict[str, Region]]:
+    """Over rows: of as many columns as a warp or a thread reads at a time. A row is held, not read
+    again, and its vectors are of its type."""
+
+    def row(has: str, others: dict[str, int], lacks: str = "none") -> Region:
+        return Region(f"LDG {has}", {"CALL": -999} | dtype | others, lacks, True)
+
+    return {
+        f"norm_kernel<{type_}>": {
+            "moments": row("STG", {"SHFL": 99, "FADD": 99, "STG.E.128": -9999, "CS2R": -99}),
+            "norm": row("STG", {"MUFU": -999, "FMUL": 99, "FFMA": -30, "CS2R": -30}),
+        },
+        f"activation_backward_kernel<{type_}>": {"row": row("MUFU.EX2", SLOPE)},
+        f"sum_columns_kernel<{type_}>": {
+            "row": row("", {"FADD": 99, "FMUL": -99}, "SHFL"),
+            "product": row("", {"FADD": 99, "FMUL": 9}, "SHFL"),
+        },
+        f"norm_backward_kernel<{type_}>": {
+            "means": row("SHFL", {"FADD": 99}, "STG"),
+            "row": row("STG", {"FADD": 99, "STG": 99}, "SHFL"),
+            "products": row("STG", {"FADD": 99, "FFMA": 9, "STG": -9999}, "SHFL"),
+            "sums": row("STG", {"FADD": 99, "FFMA": -99}, "SHFL"),
+        },
+    }
 
 
 REGIONS = {
@@ -113,18 +135,11 @@ REGIONS = {
         ),
     },
     "product_kernel<__nv_bfloat16": part_of(BF16),
-    "product_kernel<float": part_of({"HADD2": -9, "F2FP": -9, "PRMT": -1}),
-    "norm_kernel<true>": {
-        "moments": row({"SHFL": 99, "STG.E.128": -99}, inside=ONCE),
-        "norm": row({"MUFU": -999, "STG.E.128": 99, "FFMA": -9}, inside=ONCE),
-    },
-    "activation_backward_kernel<true>": {"row": row(SLOPE)},
-    "sum_columns_kernel<true>": {"row": row({})},
-    "norm_backward_kernel<true>": {
-        "means": Region("SHFL LDG", BF16 | {"LDG.E.128": 9}, "STG", outermost=True),
-        "row": Region("STG LDG", BF16 | {"STG": 99}, "SHFL"),
-        "sums": Region("STG LDG", BF16 | {"STG": -99}, "SHFL"),
-    },
+    "product_kernel<float": part_of(FLOAT),
+    **passes_of(
+        "__nv_bfloat16", {"F2FP.BF16": 99, "LDG.E": 9, "LDG.E.128": 1, "HADD2": -9} | HALVES
+    ),
+    **passes_of("float", {"LDG.E": 9, "LDG.E.128": 9, "HADD2": -9}),
     "sum_parts_kernel": {"parts": Region("LDG", {"LDG": 9}, outermost=True)},
     "spatial_shift_kernel<Bits128>": {"pixels": Region("STG", {"STG": 9})},
     "spatial_shift_keep_backward_kernel<__nv_bfloat16, Bits128>": {

@@ -90,8 +90,8 @@ class Tokens:
         fused = token_mlp_backward_sm90(way, B, S, S, C, D) if D and way.hopper else None
         if fused:
             launches += fused
-            for rows, columns in ((B, C), (B, C), (B * -(-C // 64) * 4, D)):  # floats
-                launches += norm_backward(way, rows, columns, sums=1, tensors=2)
+            for rows, columns in ((B, C), (B, C), (B * -(-C // 64) * 4, D)):
+                launches += norm_backward(way, rows, columns, sums=1, tensors=1, floats=True)
         elif D:
             launches.append(product(way, C, D, S, B, **mixes, turned=turned, kind="inner"))
         if self.factor or self.scale:
@@ -123,7 +123,7 @@ def norm_adjoint(way: Way, M, N, K, images=1, means=True, **options) -> list[Lau
         passes = norm_backward(way, images * N, M, means=means)
         return [product(way, M, N, K, images, **options), *passes]
     last = product(way, M, N, K, images, **options, kind="norm", read=1, means=means)
-    sums = norm_backward(way, images * -(-N // 64), M, sums=1, tensors=2)
+    sums = norm_backward(way, images * -(-N // 64), M, sums=1, tensors=1, floats=True)
     return [last, *sums, *sums]
 
 

@@ -40,16 +40,16 @@ class Passes:
         self.run("norm_of_rows", x, *(moments or (None, None)), weight, bias, scale, residual, y)
         return y
 
-    def norm_backward(self, dy, x, moments, weight, bias, scale, parts=3):
-        """dx in x's dtype, dweight, dbias and dscale."""
-        dx = self.result(*x.shape, dtype=x.dtype, shift=self.shift)
+    def norm_backward(self, dy, x, moments, weight, bias, scale, parts=3, dtype=None):
+        """dx, dweight, dbias and dscale."""
+        dx = self.result(*x.shape, dtype=dtype or x.dtype, shift=self.shift)
         sums = self.result(3, parts, x.shape[-1], shift=self.sums_shift)
         norm = *(moments or (None, None)), weight, bias
         self.run("norm_backward", dy, x, *norm, scale, dx, *sums)
         return dx, *(self.sum_parts(each) for each in sums)
 
-    def activation_backward(self, dy, scale, x, activation):
-        dx = self.result(*x.shape, dtype=x.dtype, shift=self.shift)
+    def activation_backward(self, dy, scale, x, activation, dtype=None):
+        dx = self.result(*x.shape, dtype=dtype or x.dtype, shift=self.shift)
         self.run("activation_backward", dy, scale, x, activation, dx)
         return dx
 

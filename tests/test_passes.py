@@ -119,7 +119,39 @@ def integer_cases():
         yield case, args, "layer_norm", *shifts
 
 
+def check_options(library, seed):
+    """Float32 beside 16-bit data, and nothing but what is given."""
+    passes = Passes(library, seed)
+    x, dy, weight, bias, scale, residual = operands(2, 5, 24, torch.float32, integers)
+    half = fenced(x.to(torch.float16))
+    assert torch.equal(passes.norm(half), half)
+    result = passes.norm(dy, scale=scale, dtype=torch.bfloat16)
+    assert torch.equal(result, (dy * scale).bfloat16())
+    assert torch.equal(passes.norm(half, None, weight, dtype=torch.float32), x * weight)
+    wanted = residual + x * weight + bias
+    result = passes.norm(half, None, weight, bias, None, residual, torch.bfloat16)
+    assert torch.equal(result, wanted.bfloat16())
+    result = passes.norm_backward(dy, half, None, weight, bias, scale)
+    wanted = expected(*(t.double() for t in (x, dy, weight, bias, scale, residual)), "affine")
+    for given, exact in zip(result, wanted[1:5], strict=True):
+        assert torch.equal(given, exact.to(given.dtype))
+    for given, dtype in ((half, torch.float32), (half, torch.bfloat16), (x, torch.float16)):
+        like_x = fenced(dy.to(given.dtype))
+        dx, *_ = passes.norm_backward(like_x, given, None, weight, None, scale, dtype=dtype)
+        assert torch.equal(dx, (dy * weight * scale).to(dtype))
+        dx = passes.activation_backward(like_x, scale, given, "none", dtype)
+        assert torch.equal(dx, (dy * scale).to(dtype))
+    assert torch.equal(passes.sum_rows(dy, half, 40), (dy * x).sum((0, 1)))
+    assert torch.equal(passes.sum_rows(dy, parts=1, dtype=torch.float16), dy.sum((0, 1)).half())
+    rows = (dy * x * scale).sum((0, 2))
+    assert torch.equal(passes.sum_columns(dy, scale, half, 40, torch.bfloat16), rows.bfloat16())
+    nothing = fenced(torch.empty(2, 0, 24))
+    assert passes.norm(nothing).numel() == 0
+    assert torch.equal(passes.sum_rows(nothing), torch.zeros(24))
+
+
 def check_passes(library, seed):
+    check_options(library, seed)
     for case, args, norm, *shifts in integer_cases():
         results = computed(Passes(library, seed, *shifts), *args, norm, 0.0)
         wanted = expected(*(t.double() for t in args), norm, 0.0)
@@ -150,31 +182,6 @@ def check_passes(library, seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_passes_are_exact_on_integers(seed, library):
     check_passes(library, seed)
-
-
-def test_options_and_mixtures_of_dtypes(library):
-    """Float32 beside 16-bit data, and nothing but what is given."""
-    passes = Passes(library)
-    x, dy, weight, bias, scale, residual = operands(2, 5, 24, torch.float32, integers)
-    half = fenced(x.to(torch.float16))
-    assert torch.equal(passes.norm(half), half)
-    result = passes.norm(dy, scale=scale, dtype=torch.bfloat16)
-    assert torch.equal(result, (dy * scale).bfloat16())
-    assert torch.equal(passes.norm(half, None, weight, dtype=torch.float32), x * weight)
-    wanted = residual + x * weight + bias
-    result = passes.norm(half, None, weight, bias, None, residual, torch.bfloat16)
-    assert torch.equal(result, wanted.bfloat16())
-    result = passes.norm_backward(dy, half, None, weight, bias, scale)
-    wanted = expected(*(t.double() for t in (x, dy, weight, bias, scale, residual)), "affine")
-    for given, exact in zip(result, wanted[1:5], strict=True):
-        assert torch.equal(given, exact.to(given.dtype))
-    assert torch.equal(passes.sum_rows(dy, half, 40), (dy * x).sum((0, 1)))
-    assert torch.equal(passes.sum_rows(dy, parts=1, dtype=torch.float16), dy.sum((0, 1)).half())
-    rows = (dy * x * scale).sum((0, 2))
-    assert torch.equal(passes.sum_columns(dy, scale, half, 40, torch.bfloat16), rows.bfloat16())
-    nothing = fenced(torch.empty(2, 0, 24))
-    assert passes.norm(nothing).numel() == 0
-    assert torch.equal(passes.sum_rows(nothing), torch.zeros(24))
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)

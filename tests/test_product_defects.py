@@ -178,7 +178,6 @@ TILE = {
     "keep for zero": ("keep = shift.border == Border::kKeep", "keep = true"),
     "zero for wrap": ("wrap = shift.border == Border::kWrap", "wrap = false"),
     "the group of the first channel": ("shift.group(c,", "shift.group(0,"),
-    "a quotient rounded down": ("{1} << p) + d - 1) / d", "{1} << p)) / d"),
     "what was not there changed": ("v.at[i] = i < count ? v.at[i] : 0.0f;", ""),
     "rows beyond the end changed": ("if (row(piece) >= side.rows) return;", ""),
     "statistics of the first image": ("= b * rows + r", "= r"),
@@ -222,8 +221,11 @@ ACTIVATION = {
 }  # fmt: skip
 
 
+DIVISOR = {"a quotient rounded down": ("{1} << p) + d - 1) / d", "{1} << p)) / d")}
+
 PLANTED = {
     "product.cu": (PRODUCT, check_product),
+    "cuda/divisor.h": (DIVISOR, check_product),
     "cuda/result.h": (RESULT, check_product),
     "cuda/tile.h": (TILE, check_product),
     "cuda/activation.h": (ACTIVATION, check_activations),

@@ -2,6 +2,11 @@
 // other's barriers and shared memory.
 #pragma once
 
+#include <array>
+#include <mutex>
+#include <tuple>
+#include <utility>
+
 #include "hopper.h"
 
 namespace shiftmlp {
@@ -127,6 +132,44 @@ __device__ void tma_multicast(void* shared, const TensorMap& map, Mbarrier& barr
 #else
   emulator::tma_multicast(shared, map, &barrier, at, kRank, blocks, here);
 #endif
+}
+
+// The clusters of launches that were asked for: the driver takes longer to tell than to launch.
+struct KnownClusters {
+  using Launch = std::tuple<const void*, int, int, unsigned, size_t>;  // as it is looked for below
+
+  std::mutex mutex;
+  std::array<std::pair<Launch, int>, 128> counts{};  // the first ones; others are 0
+};
+inline KnownClusters known_clusters;
+
+// How many clusters of such blocks run at the same time: none straddles two parts of the device.
+template <class... Params>
+int active_clusters(void (*kernel)(Params...), int cluster, dim3 block, size_t shared_bytes) {
+  int device = 0;
+#ifdef __CUDACC__
+  cudaGetDevice(&device);
+#endif
+  const auto ask = [&] {
+#ifdef __CUDACC__
+    cudaLaunchAttribute size{};
+    int count = 0;
+    auto config = launch_config(kernel, cluster, dim3(cluster), block, shared_bytes, size);
+    config.numAttrs = 1;  // of one block, too
+    cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+#else
+    const int count = emulator::kMultiprocessors / cluster;
+#endif
+    return count > 1 ? count : 1;
+  };
+  const KnownClusters::Launch launch{reinterpret_cast<const void*>(kernel), device, cluster,
+                                     block.x, shared_bytes};
+  const std::lock_guard lock(known_clusters.mutex);
+  for (auto& [known, count] : known_clusters.counts) {
+    if (count == 0) known = launch, count = ask();
+    if (known == launch) return count;
+  }
+  return ask();
 }
 
 }  // namespace shiftmlp

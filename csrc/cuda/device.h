@@ -60,22 +60,6 @@ void launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid, dim3 blo
 #endif
 }
 
-// How many clusters of such blocks run at the same time: none straddles two parts of the device.
-template <class... Params>
-int active_clusters([[maybe_unused]] void (*kernel)(Params...), int cluster,
-                    [[maybe_unused]] dim3 block, [[maybe_unused]] size_t shared_bytes) {
-#ifdef __CUDACC__
-  cudaLaunchAttribute size{};
-  int count = 0;
-  auto config = launch_config(kernel, cluster, dim3(cluster), block, shared_bytes, size);
-  config.numAttrs = 1;  // of one block, too
-  cudaOccupancyMaxActiveClusters(&count, kernel, &config);
-#else
-  const int count = emulator::kMultiprocessors / cluster;
-#endif
-  return count > 1 ? count : 1;
-}
-
 template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, const Args&... args) {

@@ -16,9 +16,10 @@ namespace shiftmlp {
 constexpr int64_t kBlocks = 132;  // that keep a large device busy
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// As many parts of `work` that has `blocks` blocks already as fill a device, each worth `least`.
+// As many parts of `work`, each worth `least`, as fill a device with two blocks of a pass on every
+// multiprocessor and leave none for a second turn. A part has `blocks` of them.
 inline int32_t parts_of(int64_t work, int64_t least, int64_t blocks = 1) {
-  const int64_t wanted = std::min(ceil_div(kBlocks, std::max<int64_t>(blocks, 1)), work / least);
+  const int64_t wanted = std::min(2 * kBlocks / std::max<int64_t>(blocks, 1), work / least);
   return static_cast<int32_t>(std::max<int64_t>(wanted, 1));
 }
 

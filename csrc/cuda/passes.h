@@ -8,7 +8,7 @@
 
 namespace shiftmlp {
 
-// A tensor (images, rows, columns) as a pass reads it.
+// A tensor (images, rows, columns) as a pass reads it, of fewer than 2^31 rows in all.
 struct Images {
   Rows rows;
   DType dtype;  // float16, bfloat16 or float32
@@ -61,7 +61,8 @@ void launch_activation_backward(const Images& dy, Vector scale, const Images& x,
 void launch_sum_rows(const Images& a, const Images& b, float* sums, int32_t parts,
                      cudaStream_t stream);
 
-// (parts, rows): sums over the columns of a * scale, or a * scale * b, and over the images.
+// (parts, rows): sums over the columns of a * scale, or a * scale * b, and over the images. Parts
+// are fewer than 2^16.
 void launch_sum_columns(const Images& a, Vector scale, const Images& b, float* sums, int32_t parts,
                         cudaStream_t stream);
 

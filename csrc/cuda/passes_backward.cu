@@ -8,6 +8,7 @@ namespace shiftmlp {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kBlocks = 2;                 // of a multiprocessor
 constexpr int kGroup = 16;                 // rows
 constexpr int kStrip = kThreads * kItems;  // columns that a block can own
 
@@ -23,93 +24,103 @@ struct Params {
   int32_t parts;
 };
 
-struct Shared {
-  float means[2][kGroup][2];  // of the groups in turn
-  Floats sums[kThreads], along_x[kThreads];
-};
+// Of a row: the moments that it is normalized by, and the means along it of d and d * normal(x),
+// the directions that LayerNorm removes, where d is the gradient of the normalized row.
+struct alignas(16) RowTerms {
+  float mean, rstd, ones, along;
 
-__device__ int least(int64_t a, int b) { return a < b ? static_cast<int>(a) : b; }
-
-struct Moments {
-  float mean, rstd;
-
-  __device__ Moments(const NormParams& norm, int64_t row)
-      : mean(norm.mean ? norm.mean[row] : 0.0f), rstd(norm.mean ? norm.rstd[row] : 1.0f) {}
   __device__ float normal(float x) const { return (x - mean) * rstd; }
 };
 
-// The means along a row of d and d * normal(x), the directions that LayerNorm removes, where d is
-// the gradient of the normalized row.
-template <bool kAligned>
-__device__ void row_means(const Params& p, int64_t row, float (&means)[2]) {
-  constexpr int kLoads = kAligned ? 2 : 1, kLanes = 32;  // more would not fit into registers
-  const Moments moments(p.norm, row);
-  float ones = 0.0f, along = 0.0f;
-  for (int64_t begin = 0; begin < p.columns; begin += kLoads * kLanes * kItems) {
-    Raw dy[kLoads], x[kLoads];
-    const auto columns = [&](int i) {
-      return Columns<kAligned>(begin + i * kLanes * kItems, p.columns, threadIdx.x % 32, kLanes);
-    };
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      dy[i] = p.dy.load(row, columns(i)), x[i] = p.x.load(row, columns(i));
-    }
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      if (!columns(i).has(0)) break;
-      const Floats factor =
-          product(load(p.norm.weight, 1.0f, columns(i)), load(p.scale, 1.0f, columns(i)));
-      const Floats d = product(widened(dy[i], p.dy.dtype), factor);
-      Floats normal = widened(x[i], p.x.dtype);
-#pragma unroll
-      for (float& v : normal.at) v = moments.normal(v);
-      ones += sum(d), along += sum(product(d, normal));
-    }
-  }
-  ones = warp_sum(ones), along = warp_sum(along);
-  if (threadIdx.x % 32 == 0) means[0] = ones / p.columns, means[1] = along / p.columns;
+struct Shared {
+  RowTerms rows[2][kGroup];  // of the groups in turn
+  Items sums[kThreads], along_x[kThreads];
+};
+
+__device__ int least(uint32_t a, int b) { return a < static_cast<uint32_t>(b) ? a : b; }
+
+// What dy is multiplied by on its way to the normalized row.
+template <bool kWide>
+__device__ Items factor_of(const Params& p, const Columns<kWide>& columns) {
+  return scaled(load(p.norm.weight, 1.0f, columns), p.scale, columns);
 }
 
-template <bool kAligned>
-__global__ void __launch_bounds__(kThreads) norm_backward_kernel(const __grid_constant__ Params p) {
+template <class T>
+__device__ RowTerms terms_of(const Params& p, uint32_t row) {
+  using Strip = Strip<T, 2>;  // more would not fit into registers
+  RowTerms terms{p.norm.mean[row], p.norm.rstd[row], 0.0f, 0.0f};
+  const int64_t of_dy = p.dy.offset(row), of_x = p.x.offset(row);
+#pragma unroll 1
+  for (int64_t begin = 0; begin < p.columns; begin += Strip::kColumns) {
+    const Strip dy(p.dy, of_dy, begin, p.columns), x(p.x, of_x, begin, p.columns);
+#pragma unroll
+    for (int i = 0; i < Strip::kLoads; ++i) {
+      const auto columns = Strip::columns(begin, p.columns, i);
+      if (!columns.has(0)) break;
+      const Items d = product(dy.items[i], factor_of(p, columns));
+      Items normal = x.items[i];
+      for_each_item([&](int j) { normal.at[j] = terms.normal(normal.at[j]); });
+      terms.ones += sum(d), terms.along += sum(product(d, normal));
+    }
+  }
+  terms.ones = warp_sum(terms.ones) / p.columns, terms.along = warp_sum(terms.along) / p.columns;
+  return terms;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    norm_backward_kernel(const __grid_constant__ Params p) {
+  constexpr int kRows = kIsWide<T> ? 32 / sizeof(Loaded<T>) : 1;  // whose loads are under way
   auto& shared = shared_memory<Shared>();
   const int64_t part = blockIdx.x / p.strips, strip = blockIdx.x % p.strips;
-  const int64_t end = p.rows * (part + 1) / p.parts;
+  const uint32_t end = p.rows * (part + 1) / p.parts;
   const int width = least(p.columns - strip * kStrip, kStrip);
   const int across = (width + kItems - 1) / kItems, down = kThreads / across;
   const int tx = threadIdx.x % across, ty = threadIdx.x / across;
-  const Columns<kAligned> columns(strip * kStrip, p.columns, tx, across);
-  const bool projects = p.norm.mean && p.dx;
-  const Floats factor = product(load(p.norm.weight, 1.0f, columns), load(p.scale, 1.0f, columns));
+  const Columns<kIsWide<T>> columns(strip * kStrip, p.columns, tx, across);
+  auto columns_of_x = columns;
+  if (p.x.data == nullptr) columns_of_x.left = 0;
+  const Items factor = factor_of(p, columns);
 
-  Floats sums = all(0.0f), along_x = all(0.0f);  // of dy and of dy * normal(x)
+  Items sums = all(0.0f), along_x = all(0.0f);  // of dy and of dy * normal(x)
   int turn = 0;
-  for (int64_t first = p.rows * part / p.parts; first < end; first += kGroup, turn ^= 1) {
+  for (uint32_t first = p.rows * part / p.parts; first < end; first += kGroup, turn ^= 1) {
     const int count = least(end - first, kGroup);
-    auto& means = shared.means[turn];
-    if (projects) {
+    auto& rows = shared.rows[turn];
+    if (p.norm.mean) {
 #pragma unroll 1
       for (int i = threadIdx.x / 32; i < count; i += kWarps) {
-        row_means<kAligned>(p, first + i, means[i]);
+        const RowTerms terms = terms_of<T>(p, first + i);
+        if (threadIdx.x % 32 == 0) rows[i] = terms;
       }
-      block_barrier();  // the other turn's means are free then, too: all have come past them
+      block_barrier();  // the other turn's rows are free then, too: all have come past them
     }
 #pragma unroll 1
-    for (int i = ty; i < count && ty < down; i += down) {
-      const int64_t row = first + i;
-      const Raw raw_dy = p.dy.load(row, columns), raw_x = p.x.load(row, columns);
-      const Moments moments(p.norm, row);
-      const float one = projects ? means[i][0] : 0.0f, along = projects ? means[i][1] : 0.0f;
-      const Floats dy = widened(raw_dy, p.dy.dtype), x = widened(raw_x, p.x.dtype);
-      Floats dx;
+    for (int begin = ty; begin < count && ty < down; begin += kRows * down) {
+      Loaded<T> loaded_dy[kRows], loaded_x[kRows];
 #pragma unroll
-      for (int j = 0; j < kItems; ++j) {
-        const float normal = moments.normal(x.at[j]);
-        dx.at[j] = (dy.at[j] * factor.at[j] - one - normal * along) * moments.rstd;
-        sums.at[j] += dy.at[j];
-        along_x.at[j] += dy.at[j] * normal;
+      for (int r = 0; r < kRows && begin + r * down < count; ++r) {
+        const uint32_t row = first + begin + r * down;
+        loaded_dy[r] = p.dy.load<T>(p.dy.offset(row), columns);
+        loaded_x[r] = p.x.load<T>(p.x.offset(row), columns_of_x);
       }
-      if (p.dx) store(dx, p.dx, p.dtype, row * p.columns, columns);
+#pragma unroll
+      for (int r = 0; r < kRows && begin + r * down < count; ++r) {
+        const uint32_t row = first + begin + r * down;
+        const Items dy = unpack(loaded_dy[r]);
+        for_each_item([&](int j) { sums.at[j] += dy.at[j]; });
+        if (p.x.data == nullptr) continue;
+        const RowTerms terms =
+            p.norm.mean ? rows[begin + r * down] : RowTerms{0.0f, 1.0f, 0.0f, 0.0f};
+        const Items x = unpack(loaded_x[r]);
+        Items dx;
+        for_each_item([&](int j) {
+          const float normal = terms.normal(x.at[j]);
+          dx.at[j] = (dy.at[j] * factor.at[j] - terms.ones - normal * terms.along) * terms.rstd;
+          along_x.at[j] += dy.at[j] * normal;
+        });
+        if (p.dx) store<T>(dx, p.dx, p.dtype, int64_t{row} * p.columns, columns);
+      }
     }
   }
 
@@ -125,14 +136,14 @@ __global__ void __launch_bounds__(kThreads) norm_backward_kernel(const __grid_co
     }
   }
   // Read once more: kept through the rows, they would take registers that the rows need.
-  const Floats weight = load(p.norm.weight, 1.0f, columns), bias = load(p.norm.bias, 0.0f, columns);
-  const Floats scale = load(p.scale, 1.0f, columns);
+  const Items weight = load(p.norm.weight, 1.0f, columns), bias = load(p.norm.bias, 0.0f, columns);
+  const Items scale = load(p.scale, 1.0f, columns);
   const auto put = [&](float* to, const auto& of) {
     if (to == nullptr) return;
-    Floats v;
+    Items v;
 #pragma unroll
     for (int j = 0; j < kItems; ++j) v.at[j] = of(j);
-    store(v, to, DType::kFloat32, part * p.columns, columns);
+    store(v, to + part * p.columns, columns);
   };
   put(p.dweight, [&](int j) { return scale.at[j] * along_x.at[j]; });
   put(p.dbias, [&](int j) { return scale.at[j] * sums.at[j]; });
@@ -146,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t at = int64_t{blockIdx.x} * 32 + lane;
   float total = 0.0f;
-#pragma unroll 4
+#pragma unroll 8
   for (int part = warp; part < count; part += kWarps) {
     if (at < n) total += parts[part * n + at];
   }
@@ -154,13 +165,10 @@ __global__ void __launch_bounds__(kThreads)
   block_barrier();
   if (warp > 0 || at >= n) return;
   for (int i = 1; i < kWarps; ++i) total += shared[i][lane];
-  if (dtype == DType::kFloat16) {
-    static_cast<__half*>(sums)[at] = __half(total);
-  } else if (dtype == DType::kBFloat16) {
-    static_cast<__nv_bfloat16*>(sums)[at] = __nv_bfloat16(total);
-  } else {
-    static_cast<float*>(sums)[at] = total;
-  }
+  with_dtype(dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    static_cast<T*>(sums)[at] = T(total);
+  });
 }
 
 }  // namespace
@@ -173,10 +181,12 @@ void launch_norm_backward(const NormBackward& p, cudaStream_t stream) {
                       p.scale,      p.dx,        p.dtype,
                       p.dweight,    p.dbias,     p.dscale,
                       p.parts};
-  Alignment alignment(p.dy.columns);
-  alignment.with(p.dy).with(p.x).with(p.norm.weight).with(p.norm.bias).with(p.scale).with(p.dx);
-  alignment.with(p.dweight).with(p.dbias).with(p.dscale);
-  const auto kernel = alignment.holds() ? norm_backward_kernel<true> : norm_backward_kernel<false>;
+  Access access(p.dy.columns);
+  access.with(p.dy).with(p.x).with(p.norm.weight).with(p.norm.bias).with(p.scale);
+  access.with(p.dx, p.dtype).with(p.dweight).with(p.dbias).with(p.dscale);
+  const auto kernel =
+      access.choose(norm_backward_kernel<void>, norm_backward_kernel<__half>,
+                    norm_backward_kernel<__nv_bfloat16>, norm_backward_kernel<float>);
   launch(kernel, dim3(p.parts * strips), dim3(kThreads), sizeof(Shared), stream, params);
 }
 

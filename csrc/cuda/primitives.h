@@ -29,6 +29,19 @@ __device__ T* aligned(const void* at, [[maybe_unused]] Here here = Here::current
   return static_cast<T*>(const_cast<void*>(at));
 }
 
+// Stores 16 bytes of global memory at once, which the compiler sometimes takes apart.
+__device__ inline void store_global(void* to, const uint32_t* words,
+                                    [[maybe_unused]] Here here = Here::current()) {
+#ifdef __CUDACC__
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+               "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
+#else
+  emulator::check_aligned(to, 16, here);
+  for (int i = 0; i < 4; ++i) static_cast<uint32_t*>(to)[i] = words[i];
+#endif
+}
+
 __device__ inline void block_barrier([[maybe_unused]] Here here = Here::current()) {
 #ifdef __CUDACC__
   __syncthreads();

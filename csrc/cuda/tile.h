@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../image.h"
+#include "divisor.h"
 #include "items.h"
 #include "primitives.h"
 
@@ -13,19 +14,6 @@ template <class T>
 constexpr int kWord = 16 / sizeof(T);  // items of 16 bytes, in which memory is accessed
 template <class T>
 constexpr int kDepth = 4 * kWord<T>;  // terms of a chunk
-
-// Divides numbers below 2^31 by d without a division: 2^p / d, rounded up, times n errs by less
-// than n < 2^31 <= 2^p / d.
-struct Divisor {
-  uint32_t d, multiplier, p;
-
-  explicit Divisor(uint32_t d) : d(d), p(31) {
-    while (uint64_t{d} << 31 > uint64_t{1} << p) ++p;
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << p) + d - 1) / d);
-  }
-
-  __device__ int32_t quotient(uint32_t n) const { return uint64_t{n} * multiplier >> p; }
-};
 
 // The first power of two that is n or more.
 constexpr int power_of_two(int n) { return n > 1 ? 2 * power_of_two((n + 1) / 2) : 1; }
