@@ -116,7 +116,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const int64_t dnorm_weight = sums.add(wanted.norm_weight, 1, x.columns);
   const int64_t dnorm_bias = sums.add(wanted.norm_bias, 1, x.columns);
   // How far back the wanted ones reach.
-  const bool to_input = wanted.x || wanted.norm_weight || wanted.norm_bias;
+  const bool to_input = wanted.x || (affine && (wanted.norm_weight || wanted.norm_bias));
   const bool into_hidden = to_input || of_first.w || of_first.b;
   const bool into_last = into_hidden || wanted.scale;
 
