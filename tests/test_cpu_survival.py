@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from samples import SAMPLES, convert, randn
-from test_cpu_engine import MANY_TASKS, NEEDS
+from test_cpu_engine import NEEDS
+from test_cpu_gradients import MANY_TASKS
 from test_kernels import listed
 from torch import Tensor
 

@@ -47,13 +47,15 @@ def package():
     return ROOT / "build/emulated/lib"
 
 
-PRODUCTS = "every_size or every_number_of_lanes or odd_number or chunk"
+PRODUCTS, GRADIENTS = "every_size or every_number_of_lanes or odd_number", "chunk or affine"
 RUNS = [
     ("avx512", "test_cpu_engine.py", PRODUCTS),
+    ("avx512", "test_cpu_gradients.py", GRADIENTS),
+    ("avx512_bf16", "test_cpu_engine.py", PRODUCTS),
     (
         "avx512_bf16",
-        "test_cpu_engine.py",
-        f"{PRODUCTS} or bfloat16 and gradients_of_many or mlp-gelu-nan",
+        "test_cpu_gradients.py",
+        f"{GRADIENTS} or bfloat16 and gradients_of_many or mlp-gelu-nan",
     ),
     ("avx512_bf16", "test_kernels.py", "cpu and not triton and not reference"),
     ("avx512_bf16", "test_memory.py", "cpu and guard"),

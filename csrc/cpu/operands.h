@@ -21,6 +21,9 @@ template <class Acc>
 constexpr auto kScalarType = std::is_same_v<Acc, double> ? torch::headeronly::ScalarType::Double
                                                          : torch::headeronly::ScalarType::Float;
 
+template <class Acc>
+constexpr DType kDType = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+
 const Engines& engines();
 
 template <class Acc>
@@ -63,7 +66,8 @@ struct Vector {
     with_type<torch::headeronly::Half, torch::headeronly::BFloat16>(dtype_of(*x), [&](auto type) {
       using T = typename decltype(type)::type;
       const T* from = static_cast<const T*>(x->const_data_ptr());
-      for (int64_t i = 0; i < n; ++i) values[i] = static_cast<Acc>(from[i * x->stride(0)]);
+      const int64_t stride = x->stride(0);  // a call, which a loop would repeat
+      for (int64_t i = 0; i < n; ++i) values[i] = static_cast<Acc>(from[i * stride]);
     });
   }
 
@@ -160,11 +164,13 @@ struct Linear {
     with_type<torch::headeronly::Half, torch::headeronly::BFloat16>(dtype, [&](auto type) {
       using T = typename decltype(type)::type;
       const T* from = static_cast<const T*>(w.const_data_ptr());
+      const int64_t stride = w.stride(0);
       constexpr int64_t kTile = 16;  // lines of both stay in the cache
       for (int64_t n0 = 0; n0 < N; n0 += kTile) {
+        const int64_t end = std::min(n0 + kTile, N);
         for (int64_t k = 0; k < K; ++k) {
-          for (int64_t n = n0; n < std::min(n0 + kTile, N); ++n) {
-            turned[k * N + n] = static_cast<Acc>(from[n * w.stride(0) + k]);
+          for (int64_t n = n0; n < end; ++n) {
+            turned[k * N + n] = static_cast<Acc>(from[n * stride + k]);
           }
         }
       }
@@ -175,8 +181,7 @@ struct Linear {
   // w^T as a left operand, from what `transposed` made.
   Operand backward_operand(const std::vector<Acc>& turned) const {
     if (turned.empty()) return {w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
-    constexpr DType dense = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
-    return {turned.data(), dense, N, 1, N};
+    return {turned.data(), kDType<Acc>, N, 1, N};
   }
 
   // dx = w^T * dy, into a tile or memory

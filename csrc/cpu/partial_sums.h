@@ -27,25 +27,29 @@ class PartialSums {
                       result->numel());
     }
     sums_.push_back({result, rows, columns, size_});
-    if (result) size_ += ceil_div(columns, kMaxLanes) * kMaxLanes * rows;
+    const int64_t size = ceil_div(columns, kMaxLanes) * kMaxLanes * rows;
+    numbers_ += size;
+    if (result) size_ += size;
     return static_cast<int64_t>(sums_.size()) - 1;
   }
 
-  // Calls f(begin, end, sums) for the tasks of every part, where sums(handle) is a tile or null.
+  // Calls f(begin, end, sums) for the tasks of every part, where sums(handle, column) is a tile
+  // from a column of its first row on, or null.
   template <class F>
   void run(const F& f) {
     const int64_t most = std::clamp<int64_t>(tasks_, 1, kMaxParts);
-    const int64_t parts =
-        std::clamp<int64_t>(work_ / std::max(kWorkPerPart, kWorkPerNumber * size_), 1, most);
+    const int64_t repaid = std::max(kWorkPerPart, kWorkPerNumber * numbers_);
+    const int64_t parts = std::clamp<int64_t>(work_ / repaid, 1, most);
     Scratch<Acc> memory(parts * size_ + 16);
     Acc* const all = memory.take(parts * size_);
     parallel(parts, kWorkPerPart, [&](int64_t begin, int64_t end) {
       for (int64_t part = begin; part < end; ++part) {
         Acc* const own = all + part * size_;
         std::memset(own, 0, size_ * sizeof(Acc));
-        f(part * tasks_ / parts, (part + 1) * tasks_ / parts, [&](int64_t handle) {
-          return sums_[handle].result ? own + sums_[handle].offset : nullptr;
-        });
+        f(part * tasks_ / parts, (part + 1) * tasks_ / parts,
+          [&](int64_t handle, int64_t column = 0) {
+            return sums_[handle].result ? own + sums_[handle].offset + column : nullptr;
+          });
       }
     });
     for (int64_t step = 1; step < parts; step *= 2) {
@@ -68,6 +72,7 @@ class PartialSums {
     int64_t rows, columns, offset;
   };
   int64_t tasks_, work_, size_ = 0;
+  int64_t numbers_ = 0;  // with the results that are not wanted, which must not change the others
   std::vector<Sum> sums_;
 };
 

@@ -42,13 +42,12 @@ void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t la
   if (db != nullptr) run.sum_lanes(dy, N, lanes, db);
   if (dw == nullptr) return;
   run.transpose(x, K, lanes, turned);
-  const DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
-  const Operand left{dy, dtype, run.lanes, 1, run.lanes};
+  const Operand left{dy, kDType<Acc>, run.lanes, 1, run.lanes};
   run.multiply({left, turned, nullptr, dw, N, lanes, K, Activation::kNone, true, panel});
 }
 
-// The gradient of x through its norm, from that of the norm's result, kept in the accumulator's
-// type.
+// The gradient of x through its LayerNorm, from that of the norm's result, kept in the
+// accumulator's type.
 template <class Acc>
 void norm_backward(const Mixture<Acc>& mix, const Images& dnormed, const Wanted& wanted) {
   const Images& x = mix.x;
@@ -66,8 +65,26 @@ void norm_backward(const Mixture<Acc>& mix, const Images& dnormed, const Wanted&
   });
 }
 
+// The adjoint of an affine norm for some channels of an image, from the tile of its result's
+// gradient.
 template <class Acc>
-void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const Wanted& wanted) {
+void affine_backward(const Mixture<Acc>& mix, Piece at, const Acc* dnormed, const Images& dx,
+                     Acc* dweight, Acc* dbias) {
+  const Engine<Acc>& run = engine<Acc>();
+  const Images& x = mix.x;
+  for (int64_t lane = 0; lane < at.channels; lane += run.lanes) {
+    const int64_t c = at.channel + lane, count = std::min(run.lanes, at.channels - lane);
+    const auto from = [&](Acc* sums) { return sums == nullptr ? nullptr : sums + lane; };
+    run.norm_backward(
+        {const_cast<Acc*>(dnormed) + lane * x.rows, kDType<Acc>, run.lanes},
+        {x.at(at.image, 0, c), x.rows, count, false, mix.norm.at(at.image, c), nullptr, {}, {}},
+        dx.data ? dx.at(at.image, 0, c) : Rows{}, from(dweight), from(dbias));
+  }
+}
+
+// Through everything but a LayerNorm, whose adjoint takes all channels of a token.
+template <class Acc>
+void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const Engine<Acc>& run = engine<Acc>();
   const Images &x = mix.x, &dy = mix.dy;
   const Linear<Acc>&first = mix.layers.front(), &last = mix.layers.back();
@@ -75,7 +92,7 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
   first.check_rows(x.rows);
   if (two) last.check_rows(first.N);
   check_shape(dy.x, {x.count, last.N, x.columns}, "dy");
-  const Images dx = result(dnormed, x, Acc{}, "the gradient of x");
+  const Images dx = result(wanted.x, x, Acc{}, "the gradient of x");
   const Images du = result(wanted.factor, dy, Acc{}, "the gradient of u");
 
   const int64_t hidden = two ? first.N : 0, inner = last.K;
@@ -90,18 +107,24 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
 
   const int64_t tiles = ceil_div(x.columns, lanes);
   PartialSums<Acc> sums(x.count * tiles, 3 * lanes * (first.N * first.K + hidden * last.N));
-  const int64_t dw1 = sums.add(wanted.layers.front().w, first.N, first.K);
-  const int64_t db1 = sums.add(wanted.layers.front().b, 1, first.N);
-  const LinearGradients none, &of_last = two ? wanted.layers.back() : none;
-  const int64_t dw2 = sums.add(of_last.w, last.N, last.K);
-  const int64_t db2 = sums.add(of_last.b, 1, last.N);
+  const LinearGradients none, &of_first = two ? wanted.layers.front() : none;
+  const int64_t dw1 = sums.add(of_first.w, hidden, first.K);
+  const int64_t db1 = sums.add(of_first.b, 1, hidden);
+  const int64_t dw = sums.add(wanted.layers.back().w, last.N, last.K);
+  const int64_t db = sums.add(wanted.layers.back().b, 1, last.N);
   const int64_t dscale = sums.add(wanted.scale, 1, x.columns);
+  const int64_t dnorm_weight = sums.add(wanted.norm_weight, 1, x.columns);
+  const int64_t dnorm_bias = sums.add(wanted.norm_bias, 1, x.columns);
+  // How far back the wanted ones reach.
+  const bool to_input = wanted.x || (affine && (wanted.norm_weight || wanted.norm_bias));
+  const bool into_hidden = to_input || of_first.w || of_first.b;
+  const bool into_last = into_hidden || wanted.scale;
 
   const auto piece = [&](Rows memory, int64_t rows, int64_t count, Norm<Acc> norm, Rows factor) {
     return Transfer<Acc>{memory, rows, count, false, norm, nullptr, factor, {}};
   };
-  const std::vector<Acc> first_turned = two && dx.data ? first.transposed() : std::vector<Acc>{};
-  const std::vector<Acc> last_turned = last.transposed();
+  const std::vector<Acc> first_turned = two && to_input ? first.transposed() : std::vector<Acc>{};
+  const std::vector<Acc> last_turned = into_last ? last.transposed() : std::vector<Acc>{};
   sums.run([&](int64_t begin, int64_t end, const auto& sum) {
     Scratch<Acc> scratch(memory);
     for (int64_t task = begin; task < end; ++task, scratch.reset()) {
@@ -113,67 +136,64 @@ void mix_backward(const Mixture<Acc>& mix, const OptionalTensor& dnormed, const 
       Acc *dinner = scratch.take(inner * lanes), *turned = scratch.take(turned_rows * lanes);
 
       run.pack(piece(x.at(image, 0, c), x.rows, count, mix.norm.at(image, c), {}), in);
-      const Acc* into_last = in;
+      const Acc* before_last = in;
       if (two) {
         first.apply(in, count, inside, panel, Activation::kNone);
         run.activate(first.activation, inside, hidden * blocks * run.lanes, activated);
-        into_last = activated;
+        before_last = activated;
       }
       const Rows dy_rows = dy.at(image, 0, c);
       const Rows factor = mix.factor.data ? mix.factor.at(image, 0, c) : Rows{};
       run.pack(piece(dy_rows, dy.rows, count, {}, factor), dout);
       if (du.data) {
-        last(into_last, count, out, panel);
+        last(before_last, count, out, panel);
         run.unpack(out, piece(du.at(image, 0, c), dy.rows, count, {}, dy_rows));
       }
-      last.backward(dout, count, dinner, panel, last_turned);
-      if (sum(dscale) != nullptr) {
+      if (into_last) last.backward(dout, count, dinner, panel, last_turned);
+      if (Acc* const to = sum(dscale, c); to != nullptr) {
         // dy * y summed over the tokens, without y: y is w * x + b.
-        run.dot_rows(into_last, dinner, inner, blocks, sum(dscale) + c);
-        if (last.bias.at(0) != nullptr) {
-          const DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
-          run.multiply({{last.bias.at(0), dtype, last.N, 1, last.N},
-                        dout,
-                        nullptr,
-                        sum(dscale) + c,
-                        1,
-                        last.N,
-                        count,
-                        Activation::kNone,
-                        true,
-                        panel});
+        run.dot_rows(before_last, dinner, inner, blocks, to);
+        if (const Acc* bias = last.bias.at(0); bias != nullptr) {
+          const Operand left{bias, kDType<Acc>, last.N, 1, last.N};
+          run.multiply({left, dout, nullptr, to, 1, last.N, count, Activation::kNone, true, panel});
         }
       }
       if (mix.scale.at(c) != nullptr) {
         run.scale_lanes(dout, last.N, blocks, mix.scale.at(c));
-        run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
+        if (into_hidden) run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
       }
+      sum_gradients(dout, last.N, before_last, inner, count, sum(dw), sum(db), turned, panel);
+      if (!into_hidden) continue;
       if (two) {
-        sum_gradients(dout, last.N, into_last, inner, count, sum(dw2), sum(db2), turned, panel);
         run.activate_backward(first.activation, inside, hidden * blocks * run.lanes, dinner);
         sum_gradients(dinner, hidden, in, first.K, count, sum(dw1), sum(db1), turned, panel);
-        if (dx.data) {
-          const Transfer<Acc> to = piece(dx.at(image, 0, c), x.rows, count, {}, {});
-          first.backward(dinner, count, nullptr, panel, first_turned, &to);
-        }
+      }
+      if (!to_input) continue;
+      const auto into_dx = [&] { return piece(dx.at(image, 0, c), x.rows, count, {}, {}); };
+      if (affine) {
+        if (two) first.backward(dinner, count, turned, panel, first_turned);
+        affine_backward(mix, {image, c, count}, two ? turned : dinner, dx, sum(dnorm_weight, c),
+                        sum(dnorm_bias, c));
+      } else if (two) {
+        const Transfer<Acc> to = into_dx();
+        first.backward(dinner, count, nullptr, panel, first_turned, &to);
       } else {
-        sum_gradients(dout, last.N, in, inner, count, sum(dw1), sum(db1), turned, panel);
-        if (dx.data) run.unpack(dinner, piece(dx.at(image, 0, c), x.rows, count, {}, {}));
+        run.unpack(dinner, into_dx());
       }
     }
   });
 }
 
-// With a norm, dnormed is memory for its gradient; without, that is x's.
 template <class Acc>
 void run_backward(const Mixture<Acc>& mix, const std::string& norm, const Wanted& wanted) {
-  if (norm == "none") return mix_backward(mix, wanted.x, wanted);
-  if (!wanted.x && !wanted.norm_weight && !wanted.norm_bias) {
-    return mix_backward(mix, std::nullopt, wanted);
+  if (norm != "layer_norm" || !(wanted.x || wanted.norm_weight || wanted.norm_bias)) {
+    return mix_backward(mix, norm == "affine", wanted);
   }
-  const Tensor dnormed = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), kScalarType<Acc>);
-  mix_backward(mix, dnormed, wanted);
-  norm_backward(mix, Images::of(dnormed, Acc{}, "dnormed"), wanted);
+  Wanted behind_norm = wanted;
+  behind_norm.x = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), kScalarType<Acc>);
+  behind_norm.norm_weight = behind_norm.norm_bias = std::nullopt;
+  mix_backward(mix, false, behind_norm);
+  norm_backward(mix, Images::of(*behind_norm.x, Acc{}, "dnormed"), wanted);
 }
 
 void token_linear_backward(const Gradients& to, const Tensor& dy, const Tensor& given,

@@ -103,7 +103,7 @@ class DifferentiableOp(Op):
                 # A second derivative is wanted: PyTorch differentiates the written-out adjoint.
                 grads = self.backward.kernels["reference"][0](*inputs)
             else:
-                grads = self.backward.overload(*inputs, backend)
+                grads = self.backward.call(*inputs, backend)
             wanted = [name for name in self.asked if ctx_needs[name]]
             found |= zip(wanted, grads, strict=True)
         return tuple(found.get(name) for name in self.names)
@@ -117,7 +117,7 @@ def _forward_and_backward(op: DifferentiableOp) -> dict[str, staticmethod]:
 
     def forward(ctx, *args):
         with _AutoDispatchBelowAutograd():
-            output = op.overload(*args)
+            output = op.call(*args)
         ctx.save_for_backward(*(args[where[name]] for name in saved_tensors))
         ctx.values = [args[where[name]] for name in saved_values]
         ctx.backend = args[-1]

@@ -201,5 +201,5 @@ def _gradient(op: DifferentiableOp, name: str, tensor: Tensor, empty: bool) -> T
     # Data and products keep their dtype; norms and scales sum in float32 at least.
     kept = name in op.batched or name in op.autocast
     dtype = tensor.dtype if kept else at_least_float32(tensor.dtype)
-    make = tensor.new_zeros if empty else tensor.new_empty
-    return make(tensor.shape, dtype=dtype)
+    make = torch.zeros_like if empty else torch.empty_like
+    return make(tensor, dtype=dtype, memory_format=torch.contiguous_format)
