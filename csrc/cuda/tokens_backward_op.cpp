@@ -74,21 +74,17 @@ std::optional<Inside> launch_inside(Call& call, const Mixture& mix, const Wanted
                 call.images(dhidden, "the gradient of the hidden")};
 }
 
-// dx and the norm's gradients by one product, where that takes the tensors. `dsums` launches the
-// gradient of the first layer's sums, laid out like `like`.
-template <class MakeSums>
+// dx and the norm's gradients by one product, where that takes the tensors, from the gradient of
+// the first layer's sums.
 bool launch_with_norm(Call& call, const Mixture& mix, const Wanted& wanted, const NormParams& norm,
-                      const Images& like, const MakeSums& dsums, cudaStream_t stream) {
+                      const Operand& dsums, cudaStream_t stream) {
   const Images& x = mix.x;
   const TokenLayer& first = mix.layers.front();
   const Result dx = call.result(dx_of(call, x, wanted), "the gradient of x");
-  Operand operand = operand_of(like, true);
-  operand.factor = mix.factor.rows;
-  if (!fits_sm90(first.backward(call, x, operand, dx, nullptr), {}, adjoint_of(x, norm))) {
+  if (!fits_sm90(first.backward(call, x, dsums, dx, nullptr), {}, adjoint_of(x, norm))) {
     return false;
   }
-  operand.rows = dsums().rows;
-  const Product p = first.backward(call, x, operand, dx, first.transpose(call));
+  const Product p = first.backward(call, x, dsums, dx, first.transpose(call));
   launch_norm_in_product(call, p, x, norm, wanted.norm_weight, wanted.norm_bias, stream);
   return true;
 }
@@ -141,25 +137,17 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
     launch_sum_over_rows(call, dy, call.images(y, "y"), wanted.scale, stream);
   }
 
-  std::optional<Images> scaled;
-  const auto scaled_dy = [&] {  // once, if it is needed
-    if (!scaled) scaled = launch_scaled(call, dy, mix.scale, stream);
-    return *scaled;
-  };
+  // Through memory whichever kernel takes it, so that results do not tell of the way.
+  const bool needs_scaled = of_last.w || (needs_normed && !two);
+  const Images scaled = needs_scaled ? launch_scaled(call, dy, mix.scale, stream) : dy;
   if (of_last.w) {
-    Operand dsums = operand_of(scaled_dy(), false);
+    Operand dsums = operand_of(scaled, false);
     dsums.factor = mix.factor.rows;
     launch_sum_of_products(call, last.gradient(call, dy, dsums, into_last(false)), of_last.w,
                            stream);
   }
   launch_sum_over_columns(call, dy, mix.scale, mix.factor, of_last.b, stream);
 
-  const auto backward_of_last = [&](Result to) {
-    Operand dsums = operand_of(dy, true);
-    dsums.factor = mix.factor.rows;
-    to.scale = mix.scale;
-    multiply(last.backward(call, dy, dsums, to), stream);
-  };
   Images dhidden{};
   if (fused) {
     dhidden = fused->dhidden;
@@ -167,7 +155,8 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
     const Tensor gradient = call.empty(inside, call.dtype());
     Result to = call.result(gradient);
     to.activation = first.activation, to.slope_of = inner.rows;
-    backward_of_last(to);
+    to.scale = mix.scale;
+    multiply(last.backward(call, dy, operand_of(dy, true), to), stream);
     dhidden = call.images(gradient, "the gradient of the hidden");
   }
   if (needs_hidden) {
@@ -178,20 +167,13 @@ void launch_backward(Call& call, const Mixture& mix, const Wanted& wanted, cudaS
   }
 
   if (!needs_normed || fused) return;
-  if (normed) {
-    Images like = two ? dhidden : dy;
-    if (!two && mix.scale.data) like.rows = {nullptr, int64_t{dy.count} * dy.columns, dy.columns};
-    const auto dsums = [&] { return two ? dhidden : scaled_dy(); };
-    if (launch_with_norm(call, mix, wanted, norm, like, dsums, stream)) return;
-  }
+  Operand dsums = operand_of(two ? dhidden : scaled, true);
+  dsums.factor = mix.factor.rows;
+  if (normed && launch_with_norm(call, mix, wanted, norm, dsums, stream)) return;
   const Tensor dnormed = normed ? call.empty(like_x, call.dtype()) : *wanted.x;
   check_shape(dnormed, like_x, "the gradient of x");
   const Result to = call.result(dnormed, "the gradient of x");
-  if (two) {
-    multiply(first.backward(call, dhidden, operand_of(dhidden, true), to), stream);
-  } else {
-    backward_of_last(to);
-  }
+  multiply(first.backward(call, x, dsums, to), stream);
   if (!normed) return;
   NormBackward p{};
   p.dy = call.images(dnormed, "the gradient of the norm"), p.x = x, p.norm = norm;
