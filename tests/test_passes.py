@@ -95,6 +95,7 @@ def integer_cases():
     yield "aligned", operands(3, 7, 24, bf16, integers), "affine"
     yield "no multiple of anything", operands(3, 7, 21, fp16, integers), "affine"
     yield "longer rows than a block owns", operands(1, 2, 2056, fp32, integers), "affine"
+    yield "several rows under way", operands(1, 5, 1032, bf16, integers), "affine"
     x, dy, *vectors, residual = operands(3, 14, 48, bf16, integers)
     vectors = [t[:24] for t in vectors]
     strided = (x[:, ::2, 8:32], dy[:, 1::2, :24], *vectors, residual[:, ::2, 24:])
