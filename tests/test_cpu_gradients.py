@@ -174,3 +174,27 @@ def test_special_values_stay_in_their_channel(value):
     y = OPS["token_mlp"](*given, "cpu")
     assert y[..., :68].isfinite().all() and y[..., 69:].isfinite().all()
     assert not y[..., 68].isfinite().any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "threads", "reason"),
+    [
+        ((1, 196, 384), 1, None),
+        ((1, 196, 320), 1, "from 65536 numbers"),
+        ((1, 1024, 128), 1, "256 channels"),
+        ((1, 196, 384), 2, "from 262144 numbers"),
+        ((4, 196, 384), 2, None),
+    ],
+)
+def test_small_gradients_are_left_to_pytorch(shape, threads, reason):
+    if _native.cpu_engine() == "plain":
+        pytest.skip("everything is")
+    x, S = torch.zeros(shape), shape[1]
+    given = x, "none", None, None, 0.0, torch.zeros(S, S), None, None
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        told = OPS["token_linear"].backward.explain(x, *given, [True] * 6)["cpu"]
+    finally:
+        torch.set_num_threads(before)
+    assert told is None if reason is None else reason in told

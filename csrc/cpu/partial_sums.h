@@ -12,8 +12,8 @@ namespace shiftmlp {
 template <class Acc>
 class PartialSums {
  public:
-  static constexpr int64_t kWorkPerPart = 1 << 28, kMaxParts = 16;
-  static constexpr int64_t kWorkPerNumber = 1 << 8;  // which repays another part's number
+  static constexpr int64_t kWorkPerPart = 1 << 25, kMaxParts = 16;
+  static constexpr int64_t kWorkPerNumber = 1 << 9;  // which repays another part's number
 
   // For `tasks` of `work` multiply-adds each.
   PartialSums(int64_t tasks, int64_t work) : tasks_(tasks), work_(tasks * work) {}

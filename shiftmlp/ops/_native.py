@@ -15,6 +15,7 @@ from ._op import Op, never
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PRODUCTS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of those of csrc/cuda
 SMALL = 2**18  # numbers in x
+SMALL_FOR_ONE, FEW = 2**16, 256  # the same for one thread, and channels of all images
 MATRICES = {"x", "u", "v", "dy", "residual", "weight", "w1", "w2"}
 
 
@@ -109,6 +110,18 @@ def is_small(dy: Tensor, x: Tensor, *inputs) -> str | None:
     """Of a backward whose fixed costs count."""
     if x.numel() < SMALL:
         return f"measured: in float32 faster only from {SMALL} numbers in x on"
+    return None
+
+
+def is_small_for_threads(dy: Tensor, x: Tensor, *inputs) -> str | None:
+    """Of one that computes no product again, and that few threads can share while it is small."""
+    if torch.get_num_threads() > 1:
+        return is_small(dy, x)
+    if x.numel() < max(SMALL_FOR_ONE, FEW * x.shape[-2]):
+        return (
+            f"measured: in float32 faster only from {SMALL_FOR_ONE} numbers in x and {FEW}"
+            " channels of all images on"
+        )
     return None
 
 

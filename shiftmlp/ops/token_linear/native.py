@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import attach_products, images, is_small, loses
+from .._native import attach_products, images, is_small_for_threads, loses
 from .op import token_linear as op
 
 
@@ -24,4 +24,6 @@ def token_linear_backward(library, gradients, dy, x, *args) -> None:
     library.token_linear_backward(gradients, images(dy), images(x), *args)
 
 
-attach_products(op, token_linear, token_linear_backward, loses(op), loses(op.backward, is_small))
+attach_products(
+    op, token_linear, token_linear_backward, loses(op), loses(op.backward, is_small_for_threads)
+)
