@@ -83,6 +83,12 @@ def test_cp_async(words, conform):
     assert torch.equal(conform("cp_async", torch.empty_like(a), a), wanted)
 
 
+def test_store_global(conform):
+    a = torch.arange(32 * 4, dtype=torch.int32).view(32, 4)
+    wanted = a[torch.arange(32) ^ 1]
+    assert torch.equal(conform("store_global", torch.empty_like(a), a), wanted)
+
+
 def test_shuffles(conform):
     a = torch.arange(1, 33, dtype=torch.int32)
     wanted = torch.stack([a[5].expand(32), a[torch.arange(32) ^ 9]])

@@ -76,6 +76,10 @@ __global__ void cp_async_kernel(const Piece<kBytes>* a, Piece<kBytes>* out) {
   out[lane ^ 1] = shared[lane ^ 1];
 }
 
+__global__ void store_global_kernel(const Piece<16>* a, Piece<16>* out) {
+  store_global(&out[threadIdx.x ^ 1], a[threadIdx.x].at);
+}
+
 __global__ void shuffles_kernel(const uint32_t* a, uint32_t* out) {
   const int lane = threadIdx.x;
   out[lane] = shuffle(a[lane], 5);
@@ -241,6 +245,11 @@ void launch_cp_async(const Conformance& p, int bytes, cudaStream_t stream) {
     launch(cp_async_kernel<kBytes>, dim3(1), dim3(32), 32 * kBytes, stream,
            static_cast<const Piece<kBytes>*>(p.a), static_cast<Piece<kBytes>*>(p.out));
   });
+}
+
+void launch_store_global(const Conformance& p, cudaStream_t stream) {
+  launch(store_global_kernel, dim3(1), dim3(32), 0, stream, static_cast<const Piece<16>*>(p.a),
+         static_cast<Piece<16>*>(p.out));
 }
 
 void launch_shuffles(const Conformance& p, cudaStream_t stream) {

@@ -29,6 +29,9 @@ void launch_approximations(const Conformance& p, int n, cudaStream_t stream);
 // out[lane] = a[lane], copied by cp.async in pieces of 4, 8 or 16 bytes, or 0 for every third lane.
 void launch_cp_async(const Conformance& p, int bytes, cudaStream_t stream);
 
+// out[lane ^ 1] = a[lane], of 16 bytes each.
+void launch_store_global(const Conformance& p, cudaStream_t stream);
+
 // out[0][lane]: a of lane 5; out[1]: of the lane whose number differs in bits 0 and 3.
 void launch_shuffles(const Conformance& p, cudaStream_t stream);
 

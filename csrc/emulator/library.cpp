@@ -241,6 +241,9 @@ void bind_conformance(py::module_& m) {
       m, "cp_async", +[](Given a, Given b, Arg out) {
         launch_cp_async({a, b, out}, a.size(1) * a.item, nullptr);
       });
+  kernel(
+      m, "store_global",
+      +[](Given a, Given b, Arg out) { launch_store_global({a, b, out}, nullptr); });
   kernel(m, "shuffles", +[](Given a, Given b, Arg out) { launch_shuffles({a, b, out}, nullptr); });
   kernel(
       m, "tma", +[](Given a, Given b, Arg out, const std::vector<int>& at) {
