@@ -5,13 +5,13 @@ import emulated
 import emulator
 import pytest
 import torch
-from samples import NO_NORM, S2, SHIFTS, affine, convert, linears
+from samples import NO_NORM, S2, SHIFTS, affine, convert, layer_norm, linears, randn
 from test_kernels import exact_dtype
 from torch import Tensor
 
 from shiftmlp import Shift
 from shiftmlp.ops import OPS
-from shiftmlp.testing import assert_close_to_rounding
+from shiftmlp.testing import assert_close_to_rounding, assert_same_bits
 
 pytestmark = pytest.mark.skipif(not emulated.BACKENDS, reason=str(emulator.missing()))
 B, H, W, C, D = 3, 14, 13, 72, 160
@@ -72,6 +72,17 @@ def test_more_than_a_tile_is_exact(case, backend):
     wanted = op.backward(*convert(inputs, Tensor.double), "reference")
     for index, (gradient, exact) in enumerate(zip(gradients, wanted, strict=True)):
         assert torch.equal(gradient, exact.to(gradient.dtype)), f"gradient {index}"
+
+
+@pytest.mark.parametrize("norm", [affine, layer_norm])
+def test_no_gradient_depends_on_which_others_are_wanted(norm):
+    op, make = OPS["channel_mlp"], randn(torch.bfloat16)
+    args = make(B, H * W, C), *norm(make, C), *linears(make, C, D, C), "gelu", *NO_NORM, None, None
+    *inputs, needs = backward_args(op, args, make(B, H * W, C))
+    together = iter(op.backward(*inputs, needs, "emulated_sm90"))
+    for index in (index for index, need in enumerate(needs) if need):
+        [alone] = op.backward(*inputs, [i == index for i in range(len(needs))], "emulated_sm90")
+        assert_same_bits(alone, next(together))
 
 
 NOTHING = {

@@ -79,13 +79,14 @@ void launch_mlp_backward(Call& call, const Mlp& mlp, const Gradients& to, const 
     check_shape(to, {1, positions, x.columns}, "the gradient of x");
     return first.backward(call, positions, operand_of(dinner, false), call.result(to));
   };
-  if (normed && to[0] && fits_sm90(product(*to[0]), {}, adjoint_of(x, norm))) {
-    return launch_norm_in_product(call, product(*to[0]), x, norm, to[1], to[2], stream);
+  // Wanted or not: which kernel runs must not depend on that, or the bits of other gradients would.
+  const Tensor dx = to[0] ? *to[0] : call.empty({1, positions, x.columns}, call.dtype());
+  if (!normed) return multiply(product(dx), stream);
+  if (fits_sm90(product(dx), {}, adjoint_of(x, norm))) {
+    return launch_norm_in_product(call, product(dx), x, norm, to[1], to[2], stream);
   }
-  const Tensor dnormed =
-      normed ? call.empty({1, positions, x.columns}, call.dtype()) : to[0].value();
+  const Tensor dnormed = call.empty({1, positions, x.columns}, call.dtype());
   multiply(product(dnormed), stream);
-  if (!normed) return;
   NormBackward p{};
   p.dy = call.images(dnormed, "the gradient of the norm"), p.x = x, p.norm = norm;
   launch_norm_gradients(call, p, to[0], to[1], to[2], {}, stream);
