@@ -15,7 +15,7 @@ from ._op import Op, never
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PRODUCTS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of those of csrc/cuda
 SMALL = 2**18  # numbers in x
-SMALL_FOR_ONE, FEW = 2**16, 256  # the same for one thread, and channels of all images
+SMALL_FOR_THREAD, FEW = 2**16, 256  # the same for each thread, and channels of all images
 MATRICES = {"x", "u", "v", "dy", "residual", "weight", "w1", "w2"}
 
 
@@ -114,13 +114,12 @@ def is_small(dy: Tensor, x: Tensor, *inputs) -> str | None:
 
 
 def is_small_for_threads(dy: Tensor, x: Tensor, *inputs) -> str | None:
-    """Of one that computes no product again, and that few threads can share while it is small."""
-    if torch.get_num_threads() > 1:
-        return is_small(dy, x)
-    if x.numel() < max(SMALL_FOR_ONE, FEW * x.shape[-2]):
+    """Of one that computes no product again, and whose threads share images and channels."""
+    least = min(SMALL, SMALL_FOR_THREAD * torch.get_num_threads())
+    if x.numel() < max(least, FEW * x.shape[-2]):
         return (
-            f"measured: in float32 faster only from {SMALL_FOR_ONE} numbers in x and {FEW}"
-            " channels of all images on"
+            f"measured: in float32 faster only from {least} numbers in x and {FEW} channels of"
+            " all images on"
         )
     return None
 
