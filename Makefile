@@ -29,7 +29,7 @@ demo: setup  ## accelerate a real model, verify every block, time it, one table 
 test: setup  ## the whole suite on every backend that can run here (ARGS="-k token_mlp")
 	@$(PY) -m pytest -n auto --dist loadgroup -p no:benchmark $(ARGS)
 
-bugs: setup  ## plants every bug in the CUDA kernels, of which `make test` takes a third
+bugs: setup  ## plants every bug in the CUDA kernels, of which `make test` takes a fifth
 	@SHIFTMLP_EVERY_BUG=1 $(PY) -m pytest -n auto -p no:benchmark tests -k planted_bug $(ARGS)
 
 defects: setup  ## plants known defects one by one; each must turn the suite red (ARGS=--cuda)

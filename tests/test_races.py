@@ -79,6 +79,10 @@ PLANTED = {
     ("product_sm90.cu", "chunk handed back before it was read"): (
         *PRODUCT_SM90["chunk handed back before it was read"], "a TMA load writes", "wgmma reads",
     ),
+    ("product_sm90.cu", "normed rows handed back while other lanes read them"): (
+        "if constexpr (Layout::kNormsRows) warp_barrier();", "",
+        "a TMA load writes", "thread reads",
+    ),
     ("token_mlp_backward_sm90.cu", "ends while others store lines"): (
         *TOKEN_MLP_BACKWARD["ends over lines on their way"], "thread writes", "a TMA store reads",
     ),

@@ -32,6 +32,7 @@ __device__ void multiply(Shared<T, kColumns>& shared, const ResultMaps& results,
   const bool loads_for_this =
       lane / p.across == rank / p.across || lane % p.across == rank % p.across;
   const auto hand_back = [&](int place) {
+    if constexpr (Layout::kNormsRows) warp_barrier();  // all lanes have read theirs
     if (loads_for_this && lane < p.down * p.across) mbarrier_arrive_in(lane, shared.empty[place]);
   };
   const int32_t first = parts.first(), first_chunks = parts[first].chunks;
