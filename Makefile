@@ -89,7 +89,7 @@ pictures: setup  ## draws the pictures of the README and its generated tables
 	@$(PY) docs/draw.py
 	@$(PY) docs/tables.py
 
-gpu:  ## on a GPU machine, with what is there: build, GPU tests, bench table, within BUDGET seconds
+gpu:  ## on a GPU machine, with what is there: build, GPU tests, compute-sanitizer, bench table, within BUDGET seconds
 	@BUDGET=$(BUDGET) $(PYTHON) benchmarks/gpu.py
 
 clean:  ## removes what was built

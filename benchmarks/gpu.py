@@ -5,6 +5,7 @@ comes, so a run that is cut off keeps what it had. Nothing is downloaded.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,16 +18,25 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGET = float(os.environ.get("BUDGET", "540"))
 TAIL = 12  # lines of a log that are shown
 GRACE = 5  # seconds for a step that is told to stop
+# The CUDA kernels on the tests' samples, each once.
+SMALL = ["-m", "pytest", "tests/test_kernels.py", "-m", "gpu", "-k", "good and -cuda- and bfloat16"]
 
 
-def step(name: str, command: list[str], seconds: float, out: Path) -> int:
-    """Run one step with its output in ``<name>.log``; a step that takes too long is ended."""
+def find_sanitizer() -> str | None:
+    """compute-sanitizer, from the PATH or the toolkit that CUDA_HOME names."""
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
+    return shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:{toolkit}")
+
+
+def step(name: str, command: list[str], seconds: float, out: Path, under: tuple = ()) -> int:
+    """Run one step with its output in ``<name>.log``, perhaps ``under`` another program; a step
+    that takes too long is ended."""
     log = out / f"{name}.log"
     began = time.monotonic()
     environment = dict(os.environ, PYTHONUNBUFFERED="1", PYTHONPATH=str(ROOT))
     with open(log, "w") as file:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, env=environment, stdout=file,
+            [*under, sys.executable, *command], cwd=ROOT, env=environment, stdout=file,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -63,8 +73,17 @@ def main() -> int:
         return share * (end - time.monotonic() - 2 * GRACE)
 
     build = ["setup.py", "build_ext", "--inplace"]
-    tests = ["-m", "pytest", "tests", "-m", "gpu and not slow", "--tb=short"]
-    statuses = [step("build", build, left(0.5), out), step("tests", tests, left(0.5), out)]
+    tests = ["-m", "pytest", "-m", "gpu and not slow", "--tb=short"]
+    statuses = [
+        step("build", build, left(0.5), out),
+        # What the kernels are made of, before them.
+        step("conformance", [*tests, "tests/test_primitives.py"], left(0.3), out),
+        step("tests", [*tests, "tests"], left(0.5), out),
+    ]
+    if sanitizer := find_sanitizer():
+        for tool in ("memcheck", "racecheck"):
+            under = sanitizer, f"--tool={tool}", "--error-exitcode=9"
+            statuses.append(step(tool, SMALL, left(0.2), out, under))
     seconds = left()
     bench = ["benchmarks/run.py", "--device=cuda", f"--json={out / 'bench.json'}"]
     statuses.append(step("bench", [*bench, f"--budget={seconds:.0f}"], seconds, out))

@@ -1,4 +1,4 @@
-"""The Triton kernels of every op within PyTorch: torch.compile, autocast, launches, CUDA graphs."""
+"""The Triton kernels of every op within PyTorch: torch.compile, autocast, launches."""
 
 import importlib
 
@@ -6,7 +6,6 @@ import options
 import pytest
 import torch
 from guarded import Placing
-from samples import randn
 from test_contract import EVERY_OPTION, call, leaves
 from test_gradients import plain
 from torch.utils._pytree import tree_leaves
@@ -97,26 +96,3 @@ def test_launchers_neither_wait_for_the_device_nor_copy_to_it(launcher, inputs, 
         seen.append(launcher(*inputs))
     tensors = [value for value in tree_leaves(seen) if isinstance(value, torch.Tensor)]
     assert len(tensors) > 2 and all(t.is_meta for t in tensors)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize(("name", "chosen"), EVERY_OPTION)
-def test_cuda_graph_replays_forward_and_backward_on_new_data(name, chosen):
-    make = randn(torch.bfloat16, "cuda")
-    made = options.tensors(chosen, lambda *shape: make(*shape).requires_grad_())
-    dy = torch.randn_like(call(name, chosen, made))
-
-    def step():
-        y = call(name, chosen, made, backend="triton")
-        return [y, *gradients(y, made, dy)]
-
-    step()  # compiles the kernels
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    with torch.no_grad():
-        for t in (*made.values(), dy):
-            t.normal_()
-    graph.replay()
-    testing.assert_same_bits(captured, step())
