@@ -227,8 +227,7 @@ def test_what_is_left_to_pytorch_shifts_by_the_op(name, monkeypatch):
         with monkeypatch.context() as without:
             without.setattr(OPS[name], "composed", None)
             wanted = function(*made.values())
-        moves = ["SpatialShiftBackward" in names_in_graph(y) for y in (ours, wanted)]
-        assert moves == [True, False]
+        assert "SpatialShiftBackward" in names_in_graph(ours) - names_in_graph(wanted)
         dy = torch.randn_like(ours)
         grads = [torch.autograd.grad(y, made.values(), dy) for y in (ours, wanted)]
         testing.assert_close_to_rounding(ours, wanted)

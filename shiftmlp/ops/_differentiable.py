@@ -37,6 +37,7 @@ class DifferentiableOp(Op):
         self.asked = [name for name in self.tensors if name != "residual"]
         kinds = {name: kind for kind, name in self.arguments}
         kept = "".join(f"{kinds[name]} {name}, " for name in self.saved)
+        # The reference made of other ops, which PyTorch differentiates faster; None: it stands.
         self.composed: Callable | None = None
         self.backward = Op(
             f"{self.name}_backward(Tensor dy, {kept}bool[] needs, str backend) -> Tensor[]",
@@ -69,11 +70,6 @@ class DifferentiableOp(Op):
             return self._single_level.apply(*args)
         with _AutoDispatchBelowAutograd():
             return self.overload(*args)
-
-    def composition(self, function: Callable) -> Callable:
-        """Register the reference made of other ops, which PyTorch differentiates faster."""
-        self.composed = function
-        return function
 
     def _is_left_to_pytorch(self, inputs, differentiated: bool) -> bool:
         """Whether the reference serves best as plain PyTorch code, which keeps what our backward
