@@ -40,6 +40,9 @@ TORCH = [f"-isystem{INCLUDE}", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 TORCH += ['-DSHIFTMLP_CUDA_ARCHS=""', "-DCUDART_VERSION=0", "-O0"]
 
 
+loaded: list[ModuleType] = []
+
+
 def missing() -> str | None:
     """What keeps the emulator from running here."""
     if platform.machine() != "x86_64":
@@ -74,6 +77,9 @@ def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{path.stem}._emulator", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    for earlier in loaded:
+        earlier.rest()
+    loaded.append(module)
     return module
 
 

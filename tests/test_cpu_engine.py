@@ -21,6 +21,7 @@ OBJECTS = sorted(ROOT.glob("build/temp*/_C_cpu/*.o"))
 KERNELS = [op for op in OPS.values() if "cpu" in op.kernels and "spatial" not in op.name]
 NEEDS = {"avx2": ("avx2", "fma", "f16c"), "avx512": ("avx512f", "avx512bw", "avx512vl")}
 NEEDS["avx512_bf16"] = (*NEEDS["avx512"], "avx512bf16")
+NEEDS["amx"] = (*NEEDS["avx512_bf16"], "amx_bf16")
 
 pytestmark = pytest.mark.skipif(
     _native.why_not("cpu") is not None, reason="the native library is not built"
@@ -55,7 +56,7 @@ def test_every_engine_agrees_with_the_reference(engine):
     if missing := [name for name in NEEDS.get(engine, ()) if not features.get(name)]:
         pytest.skip(f"the processor has no {', '.join(missing)}")
     env = os.environ | {
-        "ATEN_CPU_CAPABILITY": engine.removesuffix("avx512_bf16"),
+        "ATEN_CPU_CAPABILITY": engine.removesuffix("amx"),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]),
     }
     done = subprocess.run(

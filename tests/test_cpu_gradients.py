@@ -108,7 +108,8 @@ def test_every_gradient_can_be_asked_for_alone(name):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh", "relu"])
 @pytest.mark.parametrize("sample", ["channel_mlp", "shift_linear", "shift_mlp"])
-def test_special_values_of_a_gradient_are_where_the_reference_has_them(sample, activation, value):
+def test_special_values_of_a_gradient_are_where_float64_has_them(sample, activation, value):
+    # PyTorch's products in bfloat16 spread NaN over whole rows on processors with AMX.
     op = OPS[sample]
     args = [activation if arg == "gelu" else arg for arg in MANY_TASKS[sample]()]
     args = [None if arg is args[-1] else arg for arg in args]
@@ -117,8 +118,10 @@ def test_special_values_of_a_gradient_are_where_the_reference_has_them(sample, a
         x = args[0].clone()
         {"dy": dy, "x": x}[given][1, 2, 3, 4] = value
         needs = [arg is not None for arg in args if arg is None or isinstance(arg, torch.Tensor)]
-        ours, theirs = (op.backward(dy, x, *args[1:], needs, b) for b in ("cpu", "reference"))
-        for mine, other in zip(ours, theirs, strict=True):
+        given_to = dy, x, *args[1:], needs
+        ours = op.backward(*given_to, "cpu")
+        exact = op.backward(*convert(given_to, torch.Tensor.double), "reference")
+        for mine, other in zip(ours, exact, strict=True):
             assert torch.equal(mine.isfinite(), other.isfinite())
 
 

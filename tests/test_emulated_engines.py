@@ -25,7 +25,7 @@ FORCED = """
 import os, sys
 import pytest, torch
 torch.backends.cpu.get_cpu_capability()
-os.environ["ATEN_CPU_CAPABILITY"] = sys.argv[1].removesuffix("avx512_bf16")
+os.environ["ATEN_CPU_CAPABILITY"] = sys.argv[1].removesuffix("amx")
 from shiftmlp import _native
 assert _native.cpu_engine() == sys.argv[1]
 assert os.path.samefile(os.path.dirname(_native.__file__), sys.argv[2])

@@ -1,7 +1,7 @@
 // What the ops that mix channels share: the lanes are positions, turned while they are packed.
 #pragma once
 
-#include "operands.h"
+#include "linear.h"
 
 namespace shiftmlp {
 

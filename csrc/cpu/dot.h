@@ -13,8 +13,8 @@ namespace {
 // 24 sums, 2 registers of the tile and the broadcast ones; a block's lanes take two turns.
 constexpr int kPairRows = 12, kPairColumns = 2;
 
-// For each k, which may be the only one of its pair: the tile's words and a panel's.
-constexpr int kPairScratch = kLanes<float> + kWidth<float>;
+// The tile's words and a panel's.
+inline int64_t pair_scratch(int64_t K) { return (K + 1) / 2 * (kLanes<float> + kWidth<float>); }
 
 // sum + a * b, of the upper halves and then of the lower. Denormals count as zero.
 SHIFTMLP_INLINE Floats dot(Floats sum, Words a, Words b) {

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "../amx_allowed.h"
 #include "operands.h"
 
 namespace shiftmlp {
@@ -23,8 +24,13 @@ const Engines& choose() {
         (kEmulated ||
          has(__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
              __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl")))) {
+      // torch's ladder ends with "avx512".
+#ifdef SHIFTMLP_AMX
+      if (limit != "avx512" && limit != "avx512_bf16" && (kEmulated || amx_is_allowed())) {
+        return *shiftmlp_engines_amx();
+      }
+#endif
 #ifdef SHIFTMLP_AVX512_BF16
-      // "avx512" leaves it out: torch's ladder has no step for it.
       if (limit != "avx512" && (kEmulated || __builtin_cpu_supports("avx512bf16"))) {
         return *shiftmlp_engines_avx512_bf16();
       }

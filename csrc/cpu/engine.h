@@ -14,6 +14,9 @@
 #if defined(__x86_64__) && __has_include(<avx512bf16intrin.h>)
 #define SHIFTMLP_AVX512_BF16
 #endif
+#if defined(SHIFTMLP_AVX512_BF16) && defined(__linux__) && __has_include(<amxbf16intrin.h>)
+#define SHIFTMLP_AMX
+#endif
 
 namespace shiftmlp {
 
@@ -31,6 +34,7 @@ struct Operand {
   DType dtype;
   int64_t row, column;
   int64_t block;
+  int64_t zeros = 0;  // so many behind each row's last term
 };
 
 // (x - mean) * rstd * weight + bias. What is null is left out.
@@ -68,8 +72,12 @@ struct Product {
 
 template <class Acc>
 struct Engine {
-  int64_t lanes;    // of a block
-  int64_t scratch;  // elements that a product needs for each k
+  int64_t lanes;  // of a block
+  // Rows of bfloat16 weights are read fastest from the beginning of a line on, filled up with zeros
+  // to a multiple of so many terms, a power of two; 1: it is all the same.
+  int64_t terms;
+  // Elements that a product of K terms needs to work in; more of them need no less.
+  int64_t (*scratch)(int64_t K);
   // mean and 1 / sqrt(variance + eps) of every row in memory, in two passes.
   void (*moments)(Rows x, int64_t rows, int64_t columns, double eps, double* mean, double* rstd);
   // The same of every lane of a tile.
@@ -109,4 +117,5 @@ const shiftmlp::Engines* shiftmlp_engines_plain() noexcept;
 const shiftmlp::Engines* shiftmlp_engines_avx2() noexcept;
 const shiftmlp::Engines* shiftmlp_engines_avx512() noexcept;
 const shiftmlp::Engines* shiftmlp_engines_avx512_bf16() noexcept;
+const shiftmlp::Engines* shiftmlp_engines_amx() noexcept;
 }

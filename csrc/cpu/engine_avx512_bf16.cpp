@@ -18,7 +18,7 @@ const shiftmlp::Engines* shiftmlp_engines_avx512_bf16() noexcept {
   static const Engines engines = []() noexcept {
     Engines changed = *shiftmlp_engines_avx512();
     changed.name = "avx512_bf16";
-    changed.single.scratch = kPairScratch;
+    changed.single.scratch = pair_scratch;
     changed.single.multiply = [](const Product<float>& product) {
       const bool pairs = product.left.dtype == DType::kBFloat16;
       pairs ? multiply_pairs(product) : shiftmlp_engines_avx512()->single.multiply(product);

@@ -14,6 +14,11 @@ namespace {
 template <class Acc>
 constexpr int kStep = (kRows + kWidth<Acc> - 1) / kWidth<Acc> * kWidth<Acc>;
 
+template <class Acc>
+int64_t gather_scratch(int64_t K) {
+  return K * kStep<Acc>;
+}
+
 // Up to kRows rows of a left operand: element (r, k) is at r * row + k * column. Rows `next` ...
 // `end` are of the next panel and fetched meanwhile.
 template <class Acc>

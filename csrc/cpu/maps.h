@@ -56,7 +56,7 @@ void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int6
   // Only the longer side is cut, so that nothing is loaded twice.
   const int64_t some_k = K > N ? std::min(K, kPiece) : K, some_n = K > N ? N : std::min(N, kPiece);
   const Tiling<Acc> tiling(copies * some_k + some_n);
-  const int64_t lanes = tiling.lanes, panel_size = run.scratch * some_k;
+  const int64_t lanes = tiling.lanes, panel_size = run.scratch(some_k);
   const int64_t memory = (copies * some_k + some_n) * lanes + panel_size + 3 * 16;
   const int64_t size = w.dtype == DType::kFloat64 ? 8 : w.dtype == DType::kFloat32 ? 4 : 2;
   const auto task = [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
@@ -72,7 +72,7 @@ void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int6
         if (n == 0) load(in, k, terms, at);
         const char* data = static_cast<const char*>(w.data) + (n * w.row + k * w.column) * size;
         const Acc* constant = bias != nullptr && k == 0 ? bias->at(n) : nullptr;
-        run.multiply({{data, w.dtype, w.row, w.column, terms},
+        run.multiply({{data, w.dtype, w.row, w.column, terms, k + terms == K ? w.zeros : 0},
                       in,
                       constant,
                       out,
@@ -103,9 +103,7 @@ void forward(const Linear<Acc>& linear, const Images& x, const PositionNorm<Acc>
     run.activate(linear.activation, tile, rows * at.blocks * run.lanes, tile);
     run.unpack(tile, at.of<Acc>(outer, n, rows, {}));
   };
-  const Tensor& w = linear.w;
-  multiply_map<Acc>({w.const_data_ptr(), linear.dtype, w.stride(0), w.stride(1), linear.K},
-                    linear.N, linear.K, &linear.bias, x.rows, 1, load, put);
+  multiply_map<Acc>(linear.left.operand, linear.N, linear.K, &linear.bias, x.rows, 1, load, put);
 }
 
 // dx = w^T * dinner, where dinner = dy * activation'(inner) is kept, or dy without inner. Without
@@ -128,9 +126,9 @@ void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
   constexpr int64_t kMany =
       1024;  // positions, which repay that the weights are turned once for all
   const bool turn = dx != nullptr && dy.rows >= kMany;
-  const std::vector<Acc> turned = turn ? linear.transposed() : std::vector<Acc>{};
-  multiply_map<Acc>(linear.backward_operand(turned), dx == nullptr ? 0 : linear.K, linear.N,
-                    nullptr, dy.rows, inner == nullptr ? 1 : 2, load, put);
+  const Matrix turned = linear.turned(turn);
+  multiply_map<Acc>(turned.operand, dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
+                    inner == nullptr ? 1 : 2, load, put);
 }
 
 // The sum over the positions of norm(x) * factor, or of norm(x).
@@ -192,7 +190,7 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
   const Tensor sums = direct ? torch::stable::reshape(dw, {1, N, K})
                              : torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
   const Images sum = Images::of(sums, Acc{}, "dw");
-  const int64_t panel_size = run.scratch * kStrip;
+  const int64_t panel_size = run.scratch(kStrip);
   parallel(parts * squares, x.rows * kSide * kSide / parts, [&](int64_t begin, int64_t end) {
     Scratch<Acc> scratch(kSide * (kStrip + kSide) + panel_size + 3 * 16);
     Acc *right = scratch.take(kSide * kStrip), *out = scratch.take(kSide * kSide);

@@ -35,8 +35,8 @@ void norm_backward(Rows dy, const Transfer<Acc>& given, Rows dx, Acc* dweight, A
         const Wide<Acc> d = weighted(widened(load_rows<Acc>(dy, row, c, count)), c, count);
         ones = ones + d, along = along + d * normal(row, c, count);
       });
-      by_one[row - first] = sum_of(in_one(ones)) / x.columns;
-      by_x[row - first] = sum_of(in_one(along)) / x.columns;
+      by_one[row - first] = total(ones) / x.columns;
+      by_x[row - first] = total(along) / x.columns;
     }
     for_each_column<Acc>(x.columns, [&](int64_t c, auto count) __attribute__((always_inline)) {
       Wide<Acc> to_weight{}, to_bias{};
@@ -60,9 +60,21 @@ void norm_backward(Rows dy, const Transfer<Acc>& given, Rows dx, Acc* dweight, A
 
 template <class Acc>
 constexpr Engine<Acc> kEngine = {
-    kLanes<Acc>,      kStep<Acc>,         moments<Acc>,   lane_moments<Acc>, pack<Acc>,
-    unpack<Acc>,      multiply<Acc>,      transpose<Acc>, activate_all<Acc>, activate_backward<Acc>,
-    scale_lanes<Acc>, norm_backward<Acc>, sum_lanes<Acc>, dot_rows<Acc>,
+    kLanes<Acc>,
+    1,
+    gather_scratch<Acc>,
+    moments<Acc>,
+    lane_moments<Acc>,
+    pack<Acc>,
+    unpack<Acc>,
+    multiply<Acc>,
+    transpose<Acc>,
+    activate_all<Acc>,
+    activate_backward<Acc>,
+    scale_lanes<Acc>,
+    norm_backward<Acc>,
+    sum_lanes<Acc>,
+    dot_rows<Acc>,
 };
 
 }  // namespace

@@ -6,31 +6,42 @@
 namespace shiftmlp {
 namespace {
 
-SHIFTMLP_INLINE double sum_of(V<double> v) {
+SHIFTMLP_INLINE double total(V<double> v) {
   double sum = 0;
   for (int i = 0; i < kWidth<double>; ++i) sum += v[i];
   return sum;
 }
+SHIFTMLP_INLINE double total(Pair v) { return total(v.low + v.high); }
+SHIFTMLP_INLINE double total(Floats v) { return total(widened(v)); }
 
-// The sum of x, or with kSquared of (x - mean)^2, over a row.
+// The sum of x, or with kSquared of (x - mean)^2, over a row; in float where 16 bits hold its
+// numbers.
 template <class Acc, bool kSquared, class T>
 SHIFTMLP_INLINE double sum_row(const T* x, int64_t columns, double mean) {
   constexpr int W = kWidth<Acc>;
-  const auto term = [mean](auto v) __attribute__((always_inline)) {
-    if constexpr (kSquared) return (v - mean) * (v - mean);
+  constexpr bool kShort = sizeof(T) == 2;
+  using Number = typename Choice<kShort, Acc, double>::type;
+  const auto term = [center = static_cast<Number>(mean)](auto v) __attribute__((always_inline)) {
+    if constexpr (kSquared) return (v - center) * (v - center);
     return v;
   };
-  Wide<Acc> sum[2] = {};  // independent, as a sum waits for the one before
+  const auto terms = [&](int64_t c) __attribute__((always_inline)) {
+    if constexpr (kShort)
+      return term(load(x + c));
+    else
+      return term(widened(load(x + c)));
+  };
+  typename Choice<kShort, V<Acc>, Wide<Acc>>::type sum[2] =
+      {};  // as a sum waits for the one before
   int64_t c = 0;
   for (; c + 2 * W <= columns; c += 2 * W) {
-    sum[0] = sum[0] + term(widened(load(x + c)));
-    sum[1] = sum[1] + term(widened(load(x + c + W)));
+    sum[0] = sum[0] + terms(c), sum[1] = sum[1] + terms(c + W);
   }
-  if (c + W <= columns) sum[0] = sum[0] + term(widened(load(x + c))), c += W;
-  double all = sum_of(in_one(sum[0] + sum[1]));
+  if (c + W <= columns) sum[0] = sum[0] + terms(c), c += W;
+  double all = total(sum[0] + sum[1]);
   if (c == columns) return all;
   const V<Acc> last = load<Acc>(x + c, columns - c);
-  for (int64_t i = 0; i < columns - c; ++i) all += term(static_cast<double>(last[i]));
+  for (int64_t i = 0; i < columns - c; ++i) all += term(static_cast<Number>(last[i]));
   return all;
 }
 
@@ -119,7 +130,7 @@ void pack(const Transfer<Acc>& given, Acc* tile) {
       const auto piece = [&](int64_t row, int64_t c, auto count) __attribute__((always_inline)) {
         if (!within(row, count, from.rows)) return V<Acc>{};
         const V<Acc> x = load<Acc>(data + row * from.memory.stride + c, count);
-        return transformed(from, x, row, c, count);
+        return transformed(from, as, x, row, c, count);
       };
       if (from.turned) {
         for_each_square(from, [&](int64_t row, int64_t c, auto count, int64_t width, int64_t place)

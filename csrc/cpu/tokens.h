@@ -1,7 +1,7 @@
 // What the ops that mix tokens share: channels are the lanes, so that nothing is transposed.
 #pragma once
 
-#include "operands.h"
+#include "linear.h"
 
 namespace shiftmlp {
 

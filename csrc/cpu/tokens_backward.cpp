@@ -102,7 +102,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   // What is not at hand in a product may lie farther away.
   const Tiling<Acc> tiling(std::max({first.K, hidden, last.N}));
   const int64_t lanes = tiling.lanes;
-  const int64_t panel_size = run.scratch * std::max({first.K, first.N, last.K, last.N, lanes});
+  const int64_t panel_size = run.scratch(std::max({first.K, first.N, last.K, last.N, lanes}));
   const int64_t memory = rows * lanes + panel_size + 8 * 16;
 
   const int64_t tiles = ceil_div(x.columns, lanes);
@@ -123,8 +123,8 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const auto piece = [&](Rows memory, int64_t rows, int64_t count, Norm<Acc> norm, Rows factor) {
     return Transfer<Acc>{memory, rows, count, false, norm, nullptr, factor, {}};
   };
-  const std::vector<Acc> first_turned = two && to_input ? first.transposed() : std::vector<Acc>{};
-  const std::vector<Acc> last_turned = into_last ? last.transposed() : std::vector<Acc>{};
+  const Matrix first_turned = first.turned(two && to_input);
+  const Matrix last_turned = last.turned(into_last);
   sums.run([&](int64_t begin, int64_t end, const auto& sum) {
     Scratch<Acc> scratch(memory);
     for (int64_t task = begin; task < end; ++task, scratch.reset()) {

@@ -20,8 +20,6 @@ struct Pair {
 
 SHIFTMLP_INLINE V<double> widened(V<double> v) { return v; }
 SHIFTMLP_INLINE V<double> rounded(V<double> v) { return v; }
-SHIFTMLP_INLINE V<double> in_one(V<double> v) { return v; }
-SHIFTMLP_INLINE V<double> in_one(Pair v) { return v.low + v.high; }
 
 constexpr int kHalf = kWidth<double>;
 template <int... kLane>
@@ -55,12 +53,17 @@ SHIFTMLP_INLINE bool within(int64_t row, int64_t count, int64_t rows) {
   return row < rows && count > 0;
 }
 
-// norm(v) * scale * factor of a piece of a row: `count` elements from a column on, or All.
-template <class Acc, class Count>
-SHIFTMLP_INLINE V<Acc> transformed(const Transfer<Acc>& t, V<Acc> v, int64_t row, int64_t column,
-                                   Count count) {
+// norm(v) * scale * factor of a piece of a row: `count` elements from a column on, or All. Beside
+// numbers that take 16 bits in memory, a norm's rounding in float is nothing.
+template <class Acc, class T, class Count>
+SHIFTMLP_INLINE V<Acc> transformed(const Transfer<Acc>& t, As<T>, V<Acc> v, int64_t row,
+                                   int64_t column, Count count) {
+  constexpr bool kShort = sizeof(T) == 2;
   const Norm<Acc>& norm = t.norm;
-  if (norm.mean != nullptr) {
+  if (kShort && norm.mean != nullptr) {
+    v = (v - static_cast<Acc>(norm.mean[row])) * static_cast<Acc>(norm.rstd[row]);
+  }
+  if (!kShort && norm.mean != nullptr) {
     Wide<Acc> n = (widened(v) - norm.mean[row]) * norm.rstd[row];
     if (norm.weight != nullptr) n = n * widened(load<Acc>(norm.weight + column, count));
     if (norm.bias != nullptr) n = n + widened(load<Acc>(norm.bias + column, count));
@@ -105,7 +108,7 @@ template <class Acc, class T, class Count>
 SHIFTMLP_INLINE void put(const Transfer<Acc>& to, As<T> as, int64_t row, int64_t column,
                          Count count, V<Acc> v) {
   if (!within(row, count, to.rows)) return;
-  v = transformed(to, v, row, column, count);
+  v = transformed(to, as, v, row, column, count);
   if (to.residual.data != nullptr) v += load_rows<Acc>(to.residual, row, column, count);
   store<Acc>(element(to.memory.data, as) + row * to.memory.stride + column, v, count);
 }

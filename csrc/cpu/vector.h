@@ -132,6 +132,15 @@ SHIFTMLP_INLINE V<double> at_most(V<double> x, double limit) {
   return x > limit ? V<double>{} + limit : x;
 }
 
+template <bool kFirst, class First, class Second>
+struct Choice {
+  typedef First type;
+};
+template <class First, class Second>
+struct Choice<false, First, Second> {
+  typedef Second type;
+};
+
 template <int... kValues>
 struct Indices {};
 template <int N, int... kValues>

@@ -193,10 +193,9 @@ void run(int cluster_size, dim3 grid, dim3 size, size_t shared_bytes,
       throw std::runtime_error(std::exchange(error, {}));
     }
   }
-  // No more than blocks alone need: a process may have but so many stacks, for all the libraries
-  // with planted bugs that it has loaded.
-  if (cluster_size > 1) fibers.resize(std::min<size_t>(fibers.size(), size.x * size.y * size.z));
 }
+
+void rest() { fibers.clear(); }
 
 void fail(const std::string& message, Here here) { fail(message, where(here)); }
 void fail(const std::string& message, const std::string& place) {

@@ -29,6 +29,10 @@ void set_seed(uint64_t seed);
 // changes; what a kernel may do does not.
 void set_capability(int capability);
 
+// Gives back the stacks that are kept for the next run: a process may have but so many, for all the
+// libraries with planted bugs that it has loaded.
+void rest();
+
 // Ends the run.
 [[noreturn]] void fail(const std::string& message, const std::string& place);
 [[noreturn]] void fail(const std::string& message, Here here);

@@ -273,6 +273,7 @@ PYBIND11_MODULE(_emulator, m) {
   // For kernels that are run by the adapters of their ops.
   m.def("set_seed", emulator::set_seed);
   m.def("set_capability", emulator::set_capability);
+  m.def("rest", emulator::rest);
 #endif
   kernel(m, "spatial_shift", spatial_shift);
   bind_passes(m);

@@ -1,6 +1,7 @@
 // What the package knows about this machine and its own build, without torch.
 #include <pybind11/pybind11.h>
 
+#include "../amx_allowed.h"
 #include "peak.h"
 
 namespace {
@@ -20,6 +21,7 @@ py::dict cpu_features() {
   features["avx512dq"] = bool(__builtin_cpu_supports("avx512dq"));
   features["avx512vl"] = bool(__builtin_cpu_supports("avx512vl"));
   features["avx512bf16"] = bool(__builtin_cpu_supports("avx512bf16"));
+  features["amx_bf16"] = shiftmlp::amx_is_allowed();
   return features;
 }
 #else
