@@ -101,19 +101,20 @@ inline int64_t steps_of(int64_t K) { return (K + kStepTerms - 1) / kStepTerms; }
 // Rows a power of two apart would have the same places in the cache.
 inline int64_t gathered_pitch(int64_t K) { return (steps_of(K) + 1) * kStepTerms; }
 
+inline int64_t strips_of(int64_t lanes) { return (lanes + kStrip - 1) / kStrip; }
+
 // The tile's words and two panels, in 4 bytes an element.
-inline int64_t tile_scratch(int64_t K) {
-  return steps_of(K) * kSide * kLanes<float> + kPanel * gathered_pitch(K);
+inline int64_t tile_scratch(int64_t K, int64_t lanes) {
+  return strips_of(lanes) * steps_of(K) * kSide * kStrip + kPanel * gathered_pitch(K);
 }
 
-// A block's rows as words, strip by strip, zero beyond the last.
-inline void pair_strips(const float* right, int64_t K, uint32_t* words) {
-  const int64_t pairs = steps_of(K) * kSide;
-  for (int64_t p = 0; p < pairs; ++p, right += 2 * kLanes<float>) {
-    for (int c = 0; c < kLanes<float>; c += kWidth<float>) {
-      const Floats low = 2 * p < K ? load(right + c) : Floats{};
-      const Floats high = 2 * p + 1 < K ? load(right + kLanes<float> + c) : Floats{};
-      store(words + (c / kStrip * pairs + p) * kStrip + c % kStrip, paired(low, high));
+// A strip of a block as words, zero beyond the last term.
+inline void pair_strip(const float* right, int64_t K, uint32_t* words) {
+  for (int64_t k = 0; k < steps_of(K) * kStepTerms; k += 2, right += 2 * kLanes<float>) {
+    for (int c = 0; c < kStrip; c += kWidth<float>, words += kWidth<float>) {
+      const Floats low = k < K ? load(right + c) : Floats{};
+      const Floats high = k + 1 < K ? load(right + kLanes<float> + c) : Floats{};
+      store(words, paired(low, high));
     }
   }
 }
@@ -202,52 +203,57 @@ inline void multiply_tiles(const Product<float>& product) {
   const Operand& left = product.left;
   const auto* const data = element(left.data, As<BFloat16>{});
   const bool in_place = left.column == 1 && steps * kStepTerms <= K + left.zeros;
+  const auto stands = [&](int64_t n) { return in_place && n + kPanel <= N; };
   uint32_t* const words = reinterpret_cast<uint32_t*>(product.scratch);
+  const int64_t strips = strips_of(product.lanes), words_of_strip = steps * kSide * kStrip;
   const int64_t pitch = gathered_pitch(K);
-  auto* gathered = reinterpret_cast<BFloat16*>(words + steps * kSide * kLanes<float>);
+  auto* gathered = reinterpret_cast<BFloat16*>(words + strips * words_of_strip);
   auto* next_gathered = gathered + kPanel * pitch;
-  alignas(64) float both[2][kPanel * kLanes<float>];
+  alignas(64) float both[2][kPanel * kLanes<float>] = {};  // as a strip may be left out
   float *sums = both[0], *last_sums = both[1];
+  int64_t last_n = 0, last_block = 0, last_rows = 0;  // the sums that wait to be finished
   const Registers registers;
-  for (int64_t block = 0; block * kLanes<float> < product.lanes; ++block) {
-    pair_strips(product.right + block * K * kLanes<float>, K, words);
-    const auto stands = [&](int64_t n) { return in_place && n + kPanel <= N; };
-    // Some rows of the panel from n on, unless they can be read as they stand.
-    const auto bring = [&](int64_t n, int64_t half, int64_t s) __attribute__((always_inline)) {
-      const int64_t k = s * kStepTerms;
-      if (n < N && !stands(n)) {
-        gather(product, n + half * kSide, k, next_gathered + half * kSide * pitch + k, pitch);
-      }
-    };
-    const auto finish = [&](int64_t n, int64_t begin, int64_t end) __attribute__((always_inline)) {
-      if (begin < end) {
-        finish_sums(product, n + begin, end - begin, block, last_sums + begin * kLanes<float>);
-      }
-    };
-    for (int64_t s = 0; s < steps; ++s) bring(0, 0, s), bring(0, 1, s);
-    int64_t n = 0;
-    for (; n < N; n += kPanel) {
-      BFloat16* const given = next_gathered;
-      next_gathered = gathered, gathered = given;
-      const PanelRows rows =
-          stands(n) ? PanelRows{data + n * left.row, left.row} : PanelRows{gathered, pitch};
-      for (int half = 0; half < 2; ++half) {
-        const auto between = [&](int64_t s) __attribute__((always_inline)) {
-          bring(n + kPanel, half, s);
-          const int64_t turn = half * steps + s;
-          const auto before = [&](int64_t turn) { return kPanel * turn / (2 * steps); };
-          if (n > 0) finish(n - kPanel, before(turn), before(turn + 1));
-        };
-        const uint32_t* const right = words + half * kStrip * steps * kSide;
-        float* const to = sums + half * kStrip;
-        N - n <= kSide ? multiply_strip<false>(rows, right, steps, to, between)
-                       : multiply_strip<true>(rows, right, steps, to, between);
-      }
+  for (int64_t strip = 0; strip < strips; ++strip) {
+    const int64_t first = strip / 2 * K * kLanes<float> + strip % 2 * kStrip;
+    pair_strip(product.right + first, K, words + strip * words_of_strip);
+  }
+  // A step of the panel from n on, unless it can be read as it stands.
+  const auto bring = [&](int64_t n, int64_t s) __attribute__((always_inline)) {
+    const int64_t k = s * kStepTerms;
+    for (int64_t r = 0; r < kPanel && n + r < N && !stands(n); r += kSide) {
+      gather(product, n + r, k, next_gathered + r * pitch + k, pitch);
+    }
+  };
+  const auto finish = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+    end = end < last_rows ? end : last_rows;
+    if (begin >= end) return;
+    float* const from = last_sums + begin * kLanes<float>;
+    finish_sums(product, last_n + begin, end - begin, last_block, from);
+  };
+  for (int64_t s = 0; s < steps; ++s) bring(0, s);
+  for (int64_t n = 0; n < N; n += kPanel) {
+    BFloat16* const given = next_gathered;
+    next_gathered = gathered, gathered = given;
+    const PanelRows rows =
+        stands(n) ? PanelRows{data + n * left.row, left.row} : PanelRows{gathered, pitch};
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const int64_t together = strips - strip / 2 * 2 < 2 ? 1 : 2;  // in this block
+      const auto between = [&](int64_t s) __attribute__((always_inline)) {
+        if (strip == 0) bring(n + kPanel, s);
+        const int64_t turn = strip % 2 * steps + s, turns = together * steps;
+        finish(kPanel * turn / turns, kPanel * (turn + 1) / turns);
+      };
+      const uint32_t* const right = words + strip * words_of_strip;
+      float* const to = sums + strip % 2 * kStrip;
+      N - n <= kSide ? multiply_strip<false>(rows, right, steps, to, between)
+                     : multiply_strip<true>(rows, right, steps, to, between);
+      if (strip % 2 + 1 < together) continue;
       float* const made = sums;
       sums = last_sums, last_sums = made;
+      last_n = n, last_block = strip / 2, last_rows = N - n < kPanel ? N - n : kPanel;
     }
-    finish(n - kPanel, 0, N - (n - kPanel));
   }
+  finish(0, last_rows);
 }
 
 }  // namespace

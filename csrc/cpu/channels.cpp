@@ -21,9 +21,9 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
   STD_TORCH_CHECK(first.N == last.K && last.N == finish.y.columns, "weights do not fit");
   const ChannelNorm<Acc> norm(norm_args, x.columns);
   const int64_t chunk = std::min(first.N, kChunk), rows = first.K + chunk + last.N;
-  const Tiling<Acc> tiling(rows);
+  const Tiling<Acc> tiling(rows, first.dtype);
   const int64_t lanes = tiling.lanes;
-  const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, chunk));
+  const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, chunk), lanes);
   const int64_t memory = rows * lanes + panel_size + 4 * 16;
   const int64_t work = first.N * (first.K + last.N);
   for_each_tile<Acc>(x.rows, tiling, memory, work,
@@ -70,8 +70,8 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
   check_shape(result, {1, positions, linear.N}, "y");
   if (positions == 0) return;
   const Shift shift = unfitted.within(x.H, x.W);
-  const Tiling<Acc> tiling(2 * linear.K + linear.N);
-  const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch(linear.K);
+  const Tiling<Acc> tiling(2 * linear.K + linear.N, linear.dtype);
+  const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch(linear.K, lanes);
   const int64_t memory = (2 * linear.K + linear.N) * lanes + panel_size + 4 * 16;
   for_each_tile<Acc>(
       finish.y.rows, tiling, memory, linear.N * linear.K,
@@ -142,9 +142,9 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
   for (int64_t d = 0; d < D; ++d) map[d * pitch + zero] = 0;
   constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
 
-  const Tiling<Acc> tiling(std::max(first.K, last.N) + D);
+  const Tiling<Acc> tiling(std::max(first.K, last.N) + D, first.dtype);
   const int64_t lanes = tiling.lanes, unit = engine<Acc>().lanes;
-  const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, D));
+  const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, D), lanes);
   const int64_t memory = (std::max(first.K, last.N) + D) * lanes + panel_size + 3 * 16;
   for (int64_t begin = 0; begin < x.rows; begin += at_a_time) {
     const int64_t rows = std::min(at_a_time, x.rows - begin);

@@ -14,7 +14,9 @@ namespace {
 constexpr int kPairRows = 12, kPairColumns = 2;
 
 // The tile's words and a panel's.
-inline int64_t pair_scratch(int64_t K) { return (K + 1) / 2 * (kLanes<float> + kWidth<float>); }
+inline int64_t pair_scratch(int64_t K, int64_t) {
+  return (K + 1) / 2 * (kLanes<float> + kWidth<float>);
+}
 
 // sum + a * b, of the upper halves and then of the lower. Denormals count as zero.
 SHIFTMLP_INLINE Floats dot(Floats sum, Words a, Words b) {

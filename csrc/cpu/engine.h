@@ -66,7 +66,7 @@ struct Product {
   int64_t N, K, lanes;
   Activation activation;
   bool accumulate;
-  Acc* scratch;                       // Engine::scratch(K) elements
+  Acc* scratch;                       // Engine::scratch(K, lanes) elements
   const Transfer<Acc>* to = nullptr;  // where the result goes, without `accumulate`, not to a tile
 };
 
@@ -76,8 +76,8 @@ struct Engine {
   // Rows of bfloat16 weights are read fastest from the beginning of a line on, filled up with zeros
   // to a multiple of so many terms, a power of two; 1: it is all the same.
   int64_t terms;
-  // Elements that a product of K terms needs to work in; more of them need no less.
-  int64_t (*scratch)(int64_t K);
+  // Elements that a product needs to work in; more terms or lanes need no less.
+  int64_t (*scratch)(int64_t K, int64_t lanes);
   // mean and 1 / sqrt(variance + eps) of every row in memory, in two passes.
   void (*moments)(Rows x, int64_t rows, int64_t columns, double eps, double* mean, double* rstd);
   // The same of every lane of a tile.

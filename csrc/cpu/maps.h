@@ -55,8 +55,8 @@ void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int6
   const Engine<Acc>& run = engine<Acc>();
   // Only the longer side is cut, so that nothing is loaded twice.
   const int64_t some_k = K > N ? std::min(K, kPiece) : K, some_n = K > N ? N : std::min(N, kPiece);
-  const Tiling<Acc> tiling(copies * some_k + some_n);
-  const int64_t lanes = tiling.lanes, panel_size = run.scratch(some_k);
+  const Tiling<Acc> tiling(copies * some_k + some_n, w.dtype);
+  const int64_t lanes = tiling.lanes, panel_size = run.scratch(some_k, lanes);
   const int64_t memory = (copies * some_k + some_n) * lanes + panel_size + 3 * 16;
   const int64_t size = w.dtype == DType::kFloat64 ? 8 : w.dtype == DType::kFloat32 ? 4 : 2;
   const auto task = [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
@@ -190,7 +190,7 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
   const Tensor sums = direct ? torch::stable::reshape(dw, {1, N, K})
                              : torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
   const Images sum = Images::of(sums, Acc{}, "dw");
-  const int64_t panel_size = run.scratch(kStrip);
+  const int64_t panel_size = run.scratch(kStrip, kSide);
   parallel(parts * squares, x.rows * kSide * kSide / parts, [&](int64_t begin, int64_t end) {
     Scratch<Acc> scratch(kSide * (kStrip + kSide) + panel_size + 3 * 16);
     Acc *right = scratch.take(kSide * kStrip), *out = scratch.take(kSide * kSide);

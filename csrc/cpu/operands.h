@@ -51,7 +51,7 @@ DType readable(const Tensor& x, const char* name) {
   return dtype;
 }
 
-constexpr int64_t kMaxLanes = 64;  // of a block in any engine, and of a tile
+constexpr int64_t kMaxLanes = 128;  // of a block in any engine, and of a tile
 
 // (n,) in the accumulator's type, or nothing.
 template <class Acc>
@@ -134,16 +134,16 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // How wide the tiles of a problem are that keeps `rows` numbers of each lane at hand.
 template <class Acc>
 struct Tiling {
-  static constexpr int64_t kCacheBytes = 1 << 19;  // about half of a core's second-level cache
-  static constexpr int64_t kLanes = 64;            // enough to repay the reading of the weights
-  static_assert(kLanes <= kMaxLanes);
-
   int64_t lanes, blocks;  // of a tile
 
-  explicit Tiling(int64_t rows) {
+  Tiling(int64_t rows, DType weights) {
+    // Enough lanes to repay the reading of the weights, in about half of a core's second-level
+    // cache. AMX wants more of both, and the processors that have it have more.
+    const bool more = weights == DType::kBFloat16 && engine<Acc>().terms > 1;
+    const int64_t bytes = more ? 1 << 20 : 1 << 19, most = more ? 128 : 64;
     const int64_t unit = engine<Acc>().lanes;
-    const int64_t fitting = kCacheBytes / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
-    blocks = std::max<int64_t>(1, std::min(fitting, kLanes / unit));
+    const int64_t fitting = bytes / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
+    blocks = std::clamp<int64_t>(fitting, 1, std::min(most, kMaxLanes) / unit);
     lanes = blocks * unit;
   }
 
