@@ -48,17 +48,17 @@ def package():
 
 
 PRODUCTS, GRADIENTS = "every_size or every_number_of_lanes or odd_number", "chunk or affine"
+BFLOAT16_GRADIENTS = f"{GRADIENTS} or bfloat16 and gradients_of_many or mlp-gelu-nan"
 RUNS = [
     ("avx512", "test_cpu_engine.py", PRODUCTS),
     ("avx512", "test_cpu_gradients.py", GRADIENTS),
     ("avx512_bf16", "test_cpu_engine.py", PRODUCTS),
-    (
-        "avx512_bf16",
-        "test_cpu_gradients.py",
-        f"{GRADIENTS} or bfloat16 and gradients_of_many or mlp-gelu-nan",
-    ),
-    ("avx512_bf16", "test_kernels.py", "cpu and not triton and not reference"),
-    ("avx512_bf16", "test_memory.py", "cpu and guard"),
+    ("avx512_bf16", "test_cpu_gradients.py", BFLOAT16_GRADIENTS),
+    ("avx512_bf16", "test_kernels.py", "cpu and bfloat16 and not triton and not reference"),
+    ("amx", "test_cpu_engine.py", f"{PRODUCTS} or within_its_rounding"),
+    ("amx", "test_cpu_gradients.py", BFLOAT16_GRADIENTS),
+    ("amx", "test_kernels.py", "cpu and not triton and not reference"),
+    ("amx", "test_memory.py", "cpu and guard"),
 ]
 
 

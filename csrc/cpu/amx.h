@@ -1,5 +1,5 @@
-// The product of bfloat16 weights with a tile by AMX, in registers of 16 rows of 16 words, each
-// word two neighbours of k, as in dot.h.
+// The product of a bfloat16 or rounded matrix with a tile by AMX, in registers of 16 rows of 16
+// words, each word two neighbours of k, as in dot.h.
 #pragma once
 
 #include "dot.h"
@@ -125,24 +125,37 @@ struct PanelRows {
   int64_t pitch;  // in elements
 };
 
+// A step's terms of a row, zero beyond the last.
+SHIFTMLP_INLINE Halves terms_of(const BFloat16* from, int64_t count) {
+  return load_terms(from, count);
+}
+SHIFTMLP_INLINE Halves terms_of(const float* from, int64_t count) {
+  constexpr int W = kWidth<float>;
+  return narrowed(load<float>(from, count),
+                  count > W ? load<float>(from + W, count - W) : Floats{});
+}
+
 // As many rows as a register has, from row n and term k on, so that it can be loaded: zero beyond
 // the last term. What stands in rows beyond the last changes no sum that counts.
-inline void gather(const Product<float>& product, int64_t n, int64_t k, BFloat16* to,
-                   int64_t pitch) {
+template <class T>
+void gather(const Product<float>& product, As<T> as, int64_t n, int64_t k, BFloat16* to,
+            int64_t pitch) {
   const Operand& left = product.left;
   const int64_t rows = product.N - n < kSide ? product.N - n : kSide, terms = product.K - k;
-  const auto* data = element(left.data, As<BFloat16>{}) + n * left.row + k * left.column;
+  const T* const data = element(left.data, as);
   if (left.column == 1) {
-    for (int64_t r = 0; r < rows; ++r, data += left.row, to += pitch) {
-      const Halves row = load_terms(data, terms);
+    const T* from = data + n * left.row + k % left.block + k / left.block * left.block * product.N;
+    for (int64_t r = 0; r < rows; ++r, from += left.row, to += pitch) {
+      const Halves row = terms_of(from, terms);
       __builtin_memcpy(to, &row, sizeof(row));
     }
   } else if (rows > 0) {
+    const T* const from = data + n * left.row + k * left.column;
     const auto column = [&](int64_t i) __attribute__((always_inline)) {
-      return i < terms ? (Words)load<float>(data + i * left.column, rows) : Words{};
+      return i < terms ? load<float>(from + i * left.column, rows) : Floats{};
     };
     Floats square[kSide];
-    for (int i = 0; i < kSide; ++i) square[i] = (Floats)(column(2 * i) >> 16 | column(2 * i + 1));
+    for (int i = 0; i < kSide; ++i) square[i] = (Floats)paired(column(2 * i), column(2 * i + 1));
     transpose_square<float>(square);
     for (int i = 0; i < kSide; ++i, to += pitch) __builtin_memcpy(to, &square[i], sizeof(Floats));
   }
@@ -202,7 +215,8 @@ inline void multiply_tiles(const Product<float>& product) {
   const int64_t K = product.K, N = product.N, steps = steps_of(K);
   const Operand& left = product.left;
   const auto* const data = element(left.data, As<BFloat16>{});
-  const bool in_place = left.column == 1 && steps * kStepTerms <= K + left.zeros;
+  const bool narrow = left.dtype == DType::kBFloat16;
+  const bool in_place = narrow && left.column == 1 && steps * kStepTerms <= K + left.zeros;
   const auto stands = [&](int64_t n) { return in_place && n + kPanel <= N; };
   uint32_t* const words = reinterpret_cast<uint32_t*>(product.scratch);
   const int64_t strips = strips_of(product.lanes), words_of_strip = steps * kSide * kStrip;
@@ -221,7 +235,9 @@ inline void multiply_tiles(const Product<float>& product) {
   const auto bring = [&](int64_t n, int64_t s) __attribute__((always_inline)) {
     const int64_t k = s * kStepTerms;
     for (int64_t r = 0; r < kPanel && n + r < N && !stands(n); r += kSide) {
-      gather(product, n + r, k, next_gathered + r * pitch + k, pitch);
+      BFloat16* const to = next_gathered + r * pitch + k;
+      narrow ? gather(product, As<BFloat16>{}, n + r, k, to, pitch)
+             : gather(product, As<float>{}, n + r, k, to, pitch);
     }
   };
   const auto finish = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {

@@ -43,14 +43,19 @@ SHIFTMLP_INLINE Words interleaved(Halves low_high, Indices<kHalf...>) {
   return (Words)__builtin_shufflevector(low_high, low_high, (kHalf / 2 + kHalf % 2 * W)...);
 }
 
-// The two rounded and side by side in words.
-SHIFTMLP_INLINE Words paired(Floats low, Floats high) {
+// The two rounded, one behind the other.
+SHIFTMLP_INLINE Halves narrowed(Floats low, Floats high) {
 #ifdef SHIFTMLP_NARROW_TWO
-  const auto both = (Halves)SHIFTMLP_NARROW_TWO(low, high);
+  return (Halves)SHIFTMLP_NARROW_TWO(low, high);
 #else
   const Shorts both[] = {narrow(low, BFloat16{}), narrow(high, BFloat16{})};
+  return read<Halves>(&both);
 #endif
-  return interleaved(read<Halves>(&both), IndicesBelow<2 * kWidth<float>>::type{});
+}
+
+// The two rounded and side by side in words.
+SHIFTMLP_INLINE Words paired(Floats low, Floats high) {
+  return interleaved(narrowed(low, high), IndicesBelow<2 * kWidth<float>>::type{});
 }
 
 // The words of a block's rows, zero beyond the last.

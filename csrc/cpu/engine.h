@@ -68,6 +68,7 @@ struct Product {
   bool accumulate;
   Acc* scratch;                       // Engine::scratch(K, lanes) elements
   const Transfer<Acc>* to = nullptr;  // where the result goes, without `accumulate`, not to a tile
+  bool rounded = false;               // whether the left operand may be rounded to bfloat16
 };
 
 template <class Acc>

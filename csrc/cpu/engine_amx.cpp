@@ -22,7 +22,7 @@ const shiftmlp::Engines* shiftmlp_engines_amx() noexcept {
     changed.single.terms = kStepTerms;
     changed.single.scratch = tile_scratch;
     changed.single.multiply = [](const Product<float>& product) {
-      const bool tiles = product.left.dtype == DType::kBFloat16;
+      const bool tiles = product.rounded || product.left.dtype == DType::kBFloat16;
       tiles ? multiply_tiles(product) : shiftmlp_engines_avx512()->single.multiply(product);
     };
     return changed;

@@ -34,16 +34,18 @@ Images result(const OptionalTensor& gradient, const Images& x, Acc zero, const c
   return Images::result(*gradient, zero, name);
 }
 
-// The sums over a tile's lanes that make the gradients of w and b: dy * x^T and dy * 1.
+// The sums over a tile's lanes that make the gradients of w and b: dy * x^T and dy * 1; for w from
+// factors `rounded` to bfloat16, as a layer on its own would have them, where that is faster.
 template <class Acc>
-void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t lanes, Acc* dw,
-                   Acc* db, Acc* turned, Acc* panel) {
+void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t lanes, bool rounded,
+                   Acc* dw, Acc* db, Acc* turned, Acc* panel) {
   const Engine<Acc>& run = engine<Acc>();
   if (db != nullptr) run.sum_lanes(dy, N, lanes, db);
   if (dw == nullptr) return;
   run.transpose(x, K, lanes, turned);
   const Operand left{dy, kDType<Acc>, run.lanes, 1, run.lanes};
-  run.multiply({left, turned, nullptr, dw, N, lanes, K, Activation::kNone, true, panel});
+  run.multiply(
+      {left, turned, nullptr, dw, N, lanes, K, Activation::kNone, true, panel, nullptr, rounded});
 }
 
 // The gradient of x through its LayerNorm, from that of the norm's result, kept in the
@@ -121,6 +123,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const bool into_hidden = to_input || of_first.w || of_first.b;
   const bool into_last = into_hidden || wanted.scale;
 
+  const bool rounded = x.dtype == DType::kBFloat16 && dy.dtype == DType::kBFloat16;
   const auto piece = [&](Rows memory, int64_t rows, int64_t count, Norm<Acc> norm, Rows factor) {
     return Transfer<Acc>{memory, rows, count, false, norm, nullptr, factor, {}};
   };
@@ -163,11 +166,13 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
         run.scale_lanes(dout, last.N, blocks, mix.scale.at(c));
         if (into_hidden) run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
       }
-      sum_gradients(dout, last.N, before_last, inner, count, sum(dw), sum(db), turned, panel);
+      sum_gradients(dout, last.N, before_last, inner, count, rounded, sum(dw), sum(db), turned,
+                    panel);
       if (!into_hidden) continue;
       if (two) {
         run.activate_backward(first.activation, inside, hidden * blocks * run.lanes, dinner);
-        sum_gradients(dinner, hidden, in, first.K, count, sum(dw1), sum(db1), turned, panel);
+        sum_gradients(dinner, hidden, in, first.K, count, rounded, sum(dw1), sum(db1), turned,
+                      panel);
       }
       if (!to_input) continue;
       const auto into_dx = [&] { return piece(dx.at(image, 0, c), x.rows, count, {}, {}); };

@@ -16,6 +16,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PRODUCTS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of those of csrc/cuda
 SMALL = 2**18  # numbers in x
 SMALL_FOR_THREAD, FEW = 2**16, 256  # the same for each thread, and channels of all images
+HALVES = (torch.bfloat16, torch.float16)
 MATRICES = {"x", "u", "v", "dy", "residual", "weight", "w1", "w2"}
 
 
@@ -89,13 +90,19 @@ def is_unproven(*inputs) -> str:
     return "not yet proven on a GPU"
 
 
-def loses(op: Op, in_float32: Callable = never) -> Callable:
-    """The ``slower`` of a product, which competes with a library's."""
+def loses(op: Op, in_float32: Callable = never, wins_with_amx: tuple = ()) -> Callable:
+    """The ``slower`` of a product, which competes with a library's. ``wins_with_amx`` are the
+    dtypes in which it was measured faster on a processor with AMX, which PyTorch uses as well."""
 
     def slower(*inputs) -> str | None:
         dtype = inputs[op.weight].dtype
         if dtype == torch.float32 and (reason := in_float32(*inputs)):
             return reason
+        if _native.cpu_engine() == "amx" and dtype != torch.float64:
+            lost = dtype not in wins_with_amx
+            return (
+                f"measured: PyTorch is faster in {dtype} on processors with AMX" if lost else None
+            )
         return _slow_engine() or _library_is_fast(dtype)
 
     return slower

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._native import attach_products, images, loses, recomputes
+from .._native import HALVES, attach_products, images, loses, recomputes
 from .op import token_gate as op
 
 
@@ -20,4 +20,7 @@ def token_gate_backward(library, gradients, dy, u, v, *args) -> None:
     library.token_gate_backward(gradients, images(dy), images(u), images(v), *args)
 
 
-attach_products(op, token_gate, token_gate_backward, loses(op), loses(op.backward, recomputes))
+attach_products(
+    op, token_gate, token_gate_backward,
+    loses(op, wins_with_amx=HALVES), loses(op.backward, recomputes, HALVES),
+)  # fmt: skip

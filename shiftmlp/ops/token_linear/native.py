@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import attach_products, images, is_small_for_threads, loses
+from .._native import PRODUCTS, attach_products, images, is_small_for_threads, loses
 from .op import token_linear as op
 
 
@@ -25,5 +25,9 @@ def token_linear_backward(library, gradients, dy, x, *args) -> None:
 
 
 attach_products(
-    op, token_linear, token_linear_backward, loses(op), loses(op.backward, is_small_for_threads)
+    op,
+    token_linear,
+    token_linear_backward,
+    loses(op, wins_with_amx=PRODUCTS),
+    loses(op.backward, is_small_for_threads, PRODUCTS),
 )

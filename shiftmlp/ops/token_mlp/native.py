@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import attach_products, images, is_small, loses
+from .._native import PRODUCTS, attach_products, images, is_small, loses
 from .op import token_mlp as op
 
 
@@ -24,4 +24,7 @@ def token_mlp_backward(library, gradients, dy, x, *args) -> None:
     library.token_mlp_backward(gradients, images(dy), images(x), *args)
 
 
-attach_products(op, token_mlp, token_mlp_backward, loses(op), loses(op.backward, is_small))
+attach_products(
+    op, token_mlp, token_mlp_backward,
+    loses(op, wins_with_amx=PRODUCTS), loses(op.backward, is_small),
+)  # fmt: skip
