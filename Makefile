@@ -56,12 +56,12 @@ kernels: setup  ## registers, spills, shared memory and matrix instructions of e
 	@$(PY) benchmarks/predict_cuda.py
 
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g1
-SANITIZED := PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+# Not exported: `setup` must not build the package itself with them.
+FLAGS := CXXFLAGS="$(SANITIZE) -O1" LDFLAGS="$(SANITIZE)"
+SANITIZED := $(FLAGS) PYTHONPATH=build/sanitize/lib ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
   LD_PRELOAD="$$(for l in asan ubsan stdc++; do $(CXX) -print-file-name=lib$$l.so; done | xargs)"
-sanitize: export CXXFLAGS = $(SANITIZE) -O1
-sanitize: export LDFLAGS = $(SANITIZE)
 sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under AddressSanitizer and UBSan
-	@SHIFTMLP_BUILD=1 SHIFTMLP_CUDA=0 \
+	@$(FLAGS) SHIFTMLP_BUILD=1 SHIFTMLP_CUDA=0 \
 	  $(PY) setup.py -q build --build-base build/sanitize/base --build-lib build/sanitize/lib
 	@$(SANITIZED) $(PY) -m pytest tests/test_kernels.py tests/test_memory.py tests/test_cpu_survival.py \
 	  tests/test_wrong_tensors.py \

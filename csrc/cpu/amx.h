@@ -54,7 +54,8 @@ void dot_tiles() {
     registers[kSum][r] = (Words)sum;
   }
 }
-inline Halves load_terms(const BFloat16* from, int64_t count) {
+// A step's terms of a row, zero beyond the last.
+inline Halves terms_of(const BFloat16* from, int64_t count) {
   Halves terms{};
   __builtin_memcpy(&terms, from, (count < kStepTerms ? count : kStepTerms) * sizeof(*from));
   return terms;
@@ -90,7 +91,7 @@ template <int kSum, int kLeft, int kRight>
 SHIFTMLP_INLINE void dot_tiles() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kLeft), "i"(kRight));
 }
-SHIFTMLP_INLINE Halves load_terms(const BFloat16* from, int64_t count) {
+SHIFTMLP_INLINE Halves terms_of(const BFloat16* from, int64_t count) {
   if (count >= kStepTerms) return read<Halves>(from);
   return (Halves)_mm512_maskz_loadu_epi16((1u << count) - 1, from);
 }
@@ -125,10 +126,6 @@ struct PanelRows {
   int64_t pitch;  // in elements
 };
 
-// A step's terms of a row, zero beyond the last.
-SHIFTMLP_INLINE Halves terms_of(const BFloat16* from, int64_t count) {
-  return load_terms(from, count);
-}
 SHIFTMLP_INLINE Halves terms_of(const float* from, int64_t count) {
   constexpr int W = kWidth<float>;
   return narrowed(load<float>(from, count),
@@ -211,6 +208,8 @@ inline void finish_sums(const Product<float>& product, int64_t n, int64_t rows, 
   if (product.to != nullptr) put_rows(*product.to, n, rows, block, out);
 }
 
+// While a panel is multiplied, what the one before has become is finished, and the one behind it is
+// gathered.
 inline void multiply_tiles(const Product<float>& product) {
   const int64_t K = product.K, N = product.N, steps = steps_of(K);
   const Operand& left = product.left;
@@ -264,6 +263,7 @@ inline void multiply_tiles(const Product<float>& product) {
       N - n <= kSide ? multiply_strip<false>(rows, right, steps, to, between)
                      : multiply_strip<true>(rows, right, steps, to, between);
       if (strip % 2 + 1 < together) continue;
+      if (steps == 0) finish(0, kPanel);
       float* const made = sums;
       sums = last_sums, last_sums = made;
       last_n = n, last_block = strip / 2, last_rows = N - n < kPanel ? N - n : kPanel;

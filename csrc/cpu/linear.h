@@ -13,8 +13,7 @@ struct Matrix {
   std::shared_ptr<void> copy;
 };
 
-// (N, K) with dense rows of T, filled up with zeros; element (n, k) is read at n * row + k *
-// column.
+// (N, K) with dense rows of T, filled up with zeros; (n, k) is read at n * row + k * column.
 template <class T, class From>
 Matrix copied(const From* from, DType dtype, int64_t N, int64_t K, int64_t row, int64_t column,
               int64_t zeros) {
@@ -23,13 +22,12 @@ Matrix copied(const From* from, DType dtype, int64_t N, int64_t K, int64_t row, 
   const int64_t pitch = K + zeros;
   T* const to = static_cast<T*>(::operator new(N * pitch * sizeof(T) + 64, kLine));
   std::shared_ptr<void> copy(to, [](void* memory) { ::operator delete(memory, kLine); });
+  const bool by_rows = std::is_same_v<T, From> && column == 1;
   for (int64_t n = 0; n < N; ++n) {
-    if (std::is_same_v<T, From> && column == 1) {
-      std::memcpy(to + n * pitch, from + n * row, K * sizeof(T));
-    }
+    if (by_rows) std::memcpy(to + n * pitch, from + n * row, K * sizeof(T));
     std::memset(to + n * pitch + K, 0, zeros * sizeof(T));
   }
-  for (int64_t k0 = 0; k0 < K && !(std::is_same_v<T, From> && column == 1); k0 += kTile) {
+  for (int64_t k0 = by_rows ? K : 0; k0 < K; k0 += kTile) {
     const int64_t end = std::min(k0 + kTile, K);
     for (int64_t n = 0; n < N; ++n) {
       for (int64_t k = k0; k < end; ++k) {
