@@ -68,7 +68,9 @@ sanitize: setup  ## the C++ kernels, and the CUDA ones in the emulator, under Ad
 	  -k "cpu and not triton and not reference and not emulated and not forked" $(ARGS)
 	@$(SANITIZED) ATEN_CPU_CAPABILITY=default $(PY) -m pytest tests/test_kernels.py \
 	  -k "cpu and not triton and not reference and not emulated" $(ARGS)
-	@$(SANITIZED) SHIFTMLP_BACKEND=cpu $(PY) -m pytest tests/test_gradients.py $(ARGS)
+	@# One asks for "auto"; one compares values that a LayerNorm of three channels magnifies too much.
+	@$(SANITIZED) SHIFTMLP_BACKEND=cpu $(PY) -m pytest tests/test_gradients.py \
+	  -k "not equals_autograd and not left_to_pytorch" $(ARGS)
 	@# Python's own pools would land on marked stacks of fibers that have ended.
 	@$(SANITIZED) PYTHONMALLOC=malloc $(PY) -m pytest tests/test_emulator.py tests/test_primitives.py \
 	  tests/test_product.py tests/test_passes.py tests/test_hopper.py tests/test_product_sm90.py \

@@ -61,7 +61,10 @@ def build(source="", right="", wrong="", kernel="", find_races=races.WANTED) -> 
     """
     if not source and not find_races and not commands.CXXFLAGS:
         return _built()
-    return load(_link(_compile_all(source, right, wrong, kernel, find_races)))
+    for earlier in loaded:
+        earlier.rest()
+    loaded.append(load(_link(_compile_all(source, right, wrong, kernel, find_races))))
+    return loaded[-1]
 
 
 def _built() -> ModuleType:
@@ -77,9 +80,6 @@ def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{path.stem}._emulator", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for earlier in loaded:
-        earlier.rest()
-    loaded.append(module)
     return module
 
 
