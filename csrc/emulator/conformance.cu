@@ -159,8 +159,8 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* out) {
   float d[kN / 2];
   const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
   const uint64_t b_operand = wgmma_operand(shared.b, 1024, 2048);
+  uint32_t a_part[1][4];  // until the product has been waited for
   if constexpr (kThroughRegisters) {
-    uint32_t a_part[1][4];
     for (int i = 0; i < 4; ++i) {
       const T* const at = &a[(row + i % 2 * 8) * 16 + column + i / 2 * 8];
       a_part[0][i] = pack<T>(float(at[0]), float(at[1]));
