@@ -101,6 +101,11 @@ def cpu_features() -> dict[str, bool]:
     return _host.cpu_features() if _host else {}
 
 
+def cpu_vendor() -> str | None:
+    """Who made the processor: "intel", "amd" or "other"; None without the host module."""
+    return _host.cpu_vendor() if _host else None
+
+
 @functools.cache
 def peak_rates() -> dict[str, float]:
     """Measured multiply-add FLOP/s of one core, by dtype; empty where there is no code for it."""

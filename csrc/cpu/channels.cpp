@@ -21,7 +21,7 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
   STD_TORCH_CHECK(first.N == last.K && last.N == finish.y.columns, "weights do not fit");
   const ChannelNorm<Acc> norm(norm_args, x.columns);
   const int64_t chunk = std::min(first.N, kChunk), rows = first.K + chunk + last.N;
-  const Tiling<Acc> tiling(rows, first.dtype);
+  const Tiling<Acc> tiling(rows, x.rows);
   const int64_t lanes = tiling.lanes;
   const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, chunk), lanes);
   const int64_t memory = rows * lanes + panel_size + 4 * 16;
@@ -50,6 +50,11 @@ void gather(const Image<T>& image, int32_t h, int32_t w, const Shift& shift, int
     const Channels channels = shift.channels(g, C);
     const bool keep = shift.border == Border::kKeep;
     const T* from = Shifted<T>(image, h, shift.steps[g], keep).at(w);
+    if (from != nullptr && channels.stride == 1) {
+      const int32_t count = std::max(0, channels.end - channels.begin);
+      std::memcpy(to + channels.begin, from + channels.begin, count * sizeof(T));
+      continue;
+    }
     for (int32_t c = channels.begin; c < channels.end; c += channels.stride) {
       to[c] = from == nullptr ? T{} : from[c];
     }
@@ -70,7 +75,7 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
   check_shape(result, {1, positions, linear.N}, "y");
   if (positions == 0) return;
   const Shift shift = unfitted.within(x.H, x.W);
-  const Tiling<Acc> tiling(2 * linear.K + linear.N, linear.dtype);
+  const Tiling<Acc> tiling(2 * linear.K + linear.N, finish.y.rows);
   const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch(linear.K, lanes);
   const int64_t memory = (2 * linear.K + linear.N) * lanes + panel_size + 4 * 16;
   for_each_tile<Acc>(
@@ -136,51 +141,44 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
   const int64_t image_bytes = pixels * D * static_cast<int64_t>(sizeof(Acc));
   const int64_t at_a_time = std::max<int64_t>(1, kBytesAtATime / (image_bytes + 1)) * pixels;
   const int64_t pitch = (std::min(at_a_time, x.rows) + 15) / 16 * 16 + 16;  // no power of two
-  Scratch<Acc> map_memory(D * pitch + 16);
-  Acc* const map = map_memory.take(D * pitch);
-  const int64_t zero = pitch - 1;  // where every channel has one
-  for (int64_t d = 0; d < D; ++d) map[d * pitch + zero] = 0;
-  constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
+  constexpr int64_t kMargin = 16;  // that the engine reads, too
+  Scratch<Acc> map_memory(D * pitch + 2 * kMargin);
+  Acc* const map = map_memory.take(D * pitch + 2 * kMargin) + kMargin;
 
-  const Tiling<Acc> tiling(std::max(first.K, last.N) + D, first.dtype);
+  const Tiling<Acc> tiling(std::max(first.K, last.N) + D, x.rows);
   const int64_t lanes = tiling.lanes, unit = engine<Acc>().lanes;
   const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, D), lanes);
   const int64_t memory = (std::max(first.K, last.N) + D) * lanes + panel_size + 3 * 16;
   for (int64_t begin = 0; begin < x.rows; begin += at_a_time) {
     const int64_t rows = std::min(at_a_time, x.rows - begin);
-    for_each_tile<Acc>(
-        rows, tiling, memory, D * first.K,
-        [&](int64_t position, int64_t count, int64_t, auto& scratch) {
-          Acc *in = scratch.take(first.K * lanes), *hidden = scratch.take(D * lanes);
-          Acc* const panel = scratch.take(panel_size);
-          norm.pack(x.at(0, begin + position, 0), count, x.columns, in);
-          first(in, count, hidden, panel);
-          engine<Acc>().unpack(
-              hidden, {{map + position, dtype, pitch}, D, count, false, {}, nullptr, {}, {}});
-        });
-    for_each_tile<Acc>(
-        rows, tiling, memory, D * last.N,
-        [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
-          Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
-          Acc* const panel = scratch.take(panel_size);
-          int64_t from[kMaxLanes];
-          for (int32_t g = 0; g <= shift.count; ++g) {
-            for (int64_t i = 0; i < blocks * unit; ++i) {
-              const int64_t pixel = (position + i) % pixels, image = position + i - pixel;
-              const int32_t at = source[g * pixels + pixel];
-              from[i] = at < 0 || i >= count ? zero : image + at;
-            }
-            const Channels channels = shift.channels(g, D);
-            for (int64_t d = channels.begin; d < channels.end; d += channels.stride) {
-              for (int64_t block = 0; block < blocks; ++block) {
-                Acc* const to = hidden + (block * D + d) * unit;
-                for (int64_t i = 0; i < unit; ++i) to[i] = map[d * pitch + from[block * unit + i]];
-              }
-            }
-          }
-          last(hidden, count, out, panel);
-          finish(out, begin + position, count, blocks);
-        });
+    for_each_tile<Acc>(rows, tiling, memory, D * first.K,
+                       [&](int64_t position, int64_t count, int64_t, auto& scratch) {
+                         Acc *in = scratch.take(first.K * lanes), *panel = scratch.take(panel_size);
+                         norm.pack(x.at(0, begin + position, 0), count, x.columns, in);
+                         const Rows hidden{map + position, kDType<Acc>, pitch};
+                         first.apply(in, count, {hidden, D, count, false, {}, nullptr, {}, {}},
+                                     panel);
+                       });
+    for_each_tile<Acc>(rows, tiling, memory, D * last.N,
+                       [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+                         Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
+                         Acc* const panel = scratch.take(panel_size);
+                         int64_t from[kMaxLanes];
+                         for (int32_t g = 0; g <= shift.count; ++g) {
+                           for (int64_t i = 0; i < blocks * unit; ++i) {
+                             const int64_t pixel = (position + i) % pixels,
+                                           image = position + i - pixel;
+                             const int32_t at = source[g * pixels + pixel];
+                             from[i] = at < 0 || i >= count ? -1 : image + at;
+                           }
+                           const Channels channels = shift.channels(g, D);
+                           engine<Acc>().gather({map, pitch, from, D, blocks, channels.begin,
+                                                 channels.end, channels.stride},
+                                                hidden);
+                         }
+                         last(hidden, count, out, panel);
+                         finish(out, begin + position, count, blocks);
+                       });
   }
 }
 

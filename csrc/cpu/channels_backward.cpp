@@ -58,8 +58,8 @@ Images finish_backward(const Images& dy, const Images& branch, const NormArgs& p
 
 template <class Acc>
 void linear_gradients(const Images& dy, const Images& x, const PositionNorm<Acc>& norm,
-                      const OptionalTensor& dw, const OptionalTensor& db) {
-  if (dw) weight_gradient(dy, x, norm, *dw);
+                      bool rounded, const OptionalTensor& dw, const OptionalTensor& db) {
+  if (dw) weight_gradient(dy, x, norm, rounded, *dw);
   sum_positions(dy, PositionNorm<Acc>(dy, kNoNorm), nullptr, db);
 }
 
@@ -75,6 +75,7 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
   STD_TORCH_CHECK(first.N == last.K, "weights do not fit");
   const PositionNorm<Acc> norm(x, norm_args), none(x, kNoNorm);
   const bool activates = first.activation != Activation::kNone;
+  const bool rounded = x.dtype == DType::kBFloat16 && dy.dtype == DType::kBFloat16;
 
   const Images inner = new_map<Acc>(x, first.N);
   Images hidden = activates ? new_map<Acc>(x, first.N) : inner;
@@ -86,7 +87,7 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
     forward(last, hidden, none, branch, branch);
   }
   const Images dbranch = finish_backward<Acc>(dy, branch, post, scale, to[7], to[8], to[9]);
-  linear_gradients(dbranch, hidden, none, to[5], to[6]);
+  linear_gradients(dbranch, hidden, none, rounded, to[5], to[6]);
   const bool wants_normed = to[0] || to[1] || to[2];
   if (!wants_normed && !to[3] && !to[4]) return;
 
@@ -99,7 +100,7 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
   const Images dnormed = through_norm ? new_map<Acc>(x, x.columns) : dx;
   backward(first, dhidden, activates ? &inner : nullptr, dhidden,
            wants_normed ? &dnormed : nullptr);
-  linear_gradients(dhidden, x, norm, to[3], to[4]);
+  linear_gradients(dhidden, x, norm, rounded, to[3], to[4]);
   if (through_norm) norm_gradients(dnormed, x, norm, to[0] ? &dx : nullptr, to[1], to[2]);
 }
 
@@ -119,6 +120,7 @@ void linear_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_
   const Images x = map_of<Acc>(spatial_shift(x_arg, shift), dy.rows, linear.K);
   const PositionNorm<Acc> none(x, kNoNorm);
   const bool activates = linear.activation != Activation::kNone;
+  const bool rounded = x.dtype == DType::kBFloat16 && dy.dtype == DType::kBFloat16;
 
   Images inner = dy, branch = dy;
   if (activates || to[3]) {
@@ -133,7 +135,7 @@ void linear_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_
   if (activates || to[0]) {
     backward(linear, dbranch, activates ? &inner : nullptr, dinner, to[0] ? &dmoved : nullptr);
   }
-  linear_gradients(dinner, x, none, to[1], to[2]);
+  linear_gradients(dinner, x, none, rounded, to[1], to[2]);
   if (to[0]) {
     const Tensor map = torch::stable::reshape(dmoved.x, x_arg.sizes());
     Tensor like_x = torch::stable::reshape(dx.x, x_arg.sizes());

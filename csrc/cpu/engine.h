@@ -71,6 +71,17 @@ struct Product {
   bool rounded = false;               // whether the left operand may be rounded to bfloat16
 };
 
+// Every stride-th row of a tile from `begin` to `end`: its lane i is map[row * pitch + from[i]], or
+// zero where from[i] is negative. A register's numbers before and behind the map are read as well.
+template <class Acc>
+struct Gathering {
+  const Acc* map;
+  int64_t pitch;
+  const int64_t* from;  // for every lane of the blocks
+  int64_t rows, blocks;
+  int64_t begin, end, stride;
+};
+
 template <class Acc>
 struct Engine {
   int64_t lanes;  // of a block
@@ -89,6 +100,7 @@ struct Engine {
   // memory = residual + norm(tile) * scale * factor
   void (*unpack)(const Acc* tile, const Transfer<Acc>& to);
   void (*multiply)(const Product<Acc>& product);
+  void (*gather)(const Gathering<Acc>& from, Acc* tile);
   // A tile of `lanes` rows whose lanes are the rows of the given one.
   void (*transpose)(const Acc* tile, int64_t rows, int64_t lanes, Acc* turned);
   void (*activate)(Activation activation, const Acc* x, int64_t count, Acc* y);

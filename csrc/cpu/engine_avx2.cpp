@@ -11,6 +11,7 @@
 #define SHIFTMLP_COLUMNS 2
 #define SHIFTMLP_WIDEN_HALF(x) _mm256_cvtph_ps((__m128i)(x))
 #define SHIFTMLP_NARROW_HALF(x) _mm256_cvtps_ph((__m256)(x), _MM_FROUND_TO_NEAREST_INT)
+#define SHIFTMLP_WIDEN_FLOATS(x) _mm256_cvtps_pd((__m128)(x))
 #define SHIFTMLP_MIN(a, b) _mm256_min_ps(a, b)
 #include "norm_backward.h"
 

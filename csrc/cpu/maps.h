@@ -55,7 +55,7 @@ void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int6
   const Engine<Acc>& run = engine<Acc>();
   // Only the longer side is cut, so that nothing is loaded twice.
   const int64_t some_k = K > N ? std::min(K, kPiece) : K, some_n = K > N ? N : std::min(N, kPiece);
-  const Tiling<Acc> tiling(copies * some_k + some_n, w.dtype);
+  const Tiling<Acc> tiling(copies * some_k + some_n, positions);
   const int64_t lanes = tiling.lanes, panel_size = run.scratch(some_k, lanes);
   const int64_t memory = (copies * some_k + some_n) * lanes + panel_size + 3 * 16;
   const int64_t size = w.dtype == DType::kFloat64 ? 8 : w.dtype == DType::kFloat32 ? 4 : 2;
@@ -173,9 +173,11 @@ void norm_gradients(const Images& dy, const Images& x, const PositionNorm<Acc>& 
 }
 
 // dw = dy^T * norm(x), a square of it at a time. The positions are summed by strips; squares too
-// few to go round are summed in parts, dealt by sizes alone.
+// few to go round are summed in parts, dealt by sizes alone. The factors may be `rounded` to
+// bfloat16, as layers on their own would have them, where that is faster.
 template <class Acc>
-void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>& norm, Tensor dw) {
+void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>& norm, bool rounded,
+                     Tensor dw) {
   constexpr int64_t kSide = 256, kStrip = 256, kTasks = 16;
   const Engine<Acc>& run = engine<Acc>();
   const int64_t N = dy.columns, K = x.columns;
@@ -199,7 +201,6 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
       const int64_t part = task / squares, square = task % squares;
       const int64_t n = square / across * kSide, k = square % across * kSide;
       const int64_t rows = std::min(kSide, N - n), columns = std::min(kSide, K - k);
-      const Rows to = sum.at(part, n, k);
       const int64_t first = part * strips / parts, last = (part + 1) * strips / parts;
       for (int64_t strip = first; strip < last; ++strip) {
         const int64_t position = strip * kStrip, count = std::min(kStrip, x.rows - position);
@@ -207,10 +208,10 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
             {x.at(0, position, k), count, columns, false, norm.at(position, k), nullptr, {}, {}},
             right);
         const Operand left{dy.at(0, position, n).data, dy.dtype, 1, dy.x.stride(1), count};
-        run.multiply(
-            {left, right, nullptr, out, rows, count, columns, Activation::kNone, false, panel});
-        run.unpack(out, {to, rows, columns, false, {}, nullptr, {}, strip == first ? Rows{} : to});
+        run.multiply({left, right, nullptr, out, rows, count, columns, Activation::kNone,
+                      strip > first, panel, nullptr, rounded});
       }
+      run.unpack(out, {sum.at(part, n, k), rows, columns, false, {}, nullptr, {}, {}});
     }
   });
   if (direct) return;

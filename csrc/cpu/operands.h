@@ -4,8 +4,10 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <new>
 #include <string>
@@ -131,19 +133,28 @@ class Scratch {
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How wide the tiles of a problem are that keeps `rows` numbers of each lane at hand.
+// About half of a core's second-level cache.
+inline int64_t tile_bytes() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t half = sysconf(_SC_LEVEL2_CACHE_SIZE) / 2;
+#else
+  constexpr int64_t half = 0;  // unknown
+#endif
+  return std::clamp<int64_t>(half, 1 << 19, 1 << 20);
+}
+
+// How wide the tiles of a problem are that keeps `rows` numbers of each lane at hand; narrower
+// where its lanes `in_all` would else not go round all threads.
 template <class Acc>
 struct Tiling {
   int64_t lanes, blocks;  // of a tile
 
-  Tiling(int64_t rows, DType weights) {
-    // Enough lanes to repay the reading of the weights, in about half of a core's second-level
-    // cache. AMX wants more of both, and the processors that have it have more.
-    const bool more = weights == DType::kBFloat16 && engine<Acc>().terms > 1;
-    const int64_t bytes = more ? 1 << 20 : 1 << 19, most = more ? 128 : 64;
-    const int64_t unit = engine<Acc>().lanes;
-    const int64_t fitting = bytes / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
-    blocks = std::clamp<int64_t>(fitting, 1, std::min(most, kMaxLanes) / unit);
+  explicit Tiling(int64_t rows, int64_t in_all = std::numeric_limits<int64_t>::max()) {
+    // Enough lanes to repay the reading of the weights, which AVX-512 multiplies twice as fast.
+    const int64_t unit = engine<Acc>().lanes, most = unit < 64 ? 64 : 128;
+    const int64_t fitting = tile_bytes() / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
+    const int64_t share = (in_all - 1) / torch::stable::get_num_threads() / unit + 1;
+    blocks = std::clamp<int64_t>(std::min(fitting, share), 1, std::min(most, kMaxLanes) / unit);
     lanes = blocks * unit;
   }
 

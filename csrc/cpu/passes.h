@@ -194,6 +194,43 @@ void transpose(const Acc* tile, int64_t rows, int64_t lanes, Acc* turned) {
 }
 
 template <class Acc>
+void gather_lanes(const Gathering<Acc>& given, Acc* tile) {
+  constexpr int W = kWidth<Acc>;
+  const Gathering<Acc> g = given;
+  // The lanes of a register that stand side by side in the map, too: as a rule all, or two kinds.
+  using Mask = typename Choice<sizeof(Acc) == 4, Integers, V<int64_t>>::type;
+  struct Run {
+    int64_t from;
+    Mask lanes;
+  };
+  for (int64_t block = 0; block < g.blocks; ++block, tile += g.rows * kLanes<Acc>) {
+    Run runs[kLanes<Acc>];
+    int count = 0, ends[kColumns];
+    for (int c = 0; c < kColumns; ++c) {
+      const int64_t* const from = g.from + block * kLanes<Acc> + c * W;
+      const int first = count;
+      for (int i = 0; i < W; ++i) {
+        int run = first;
+        while (run < count && runs[run].from != from[i] - i) ++run;
+        if (from[i] < 0) continue;
+        if (run == count) runs[count++] = Run{from[i] - i, Mask{}};
+        runs[run].lanes[i] = -1;
+      }
+      ends[c] = count;
+    }
+    for (int64_t row = g.begin; row < g.end; row += g.stride) {
+      const Acc* const map = g.map + row * g.pitch;
+      int run = 0;
+      for (int c = 0; c < kColumns; ++c) {
+        V<Acc> v{};
+        for (; run < ends[c]; ++run) v = runs[run].lanes ? load(map + runs[run].from) : v;
+        store(tile + row * kLanes<Acc> + c * W, v);
+      }
+    }
+  }
+}
+
+template <class Acc>
 void scale_lanes(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale) {
   for (int64_t b = 0; b < blocks; ++b) {
     for (int64_t r = 0; r < rows; ++r, tile += kLanes<Acc>) {

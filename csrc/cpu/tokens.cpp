@@ -26,7 +26,7 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
   const TokenNorm<Acc> norm(x, norm_args.kind, norm_args.weight, norm_args.bias, norm_args.eps);
 
   const int64_t hidden = layers.size() > 1 ? first.N : 0, rows = x.rows + hidden;
-  const Tiling<Acc> tiling(rows, first.dtype);
+  const Tiling<Acc> tiling(rows, x.count * x.columns);
   const int64_t panel = engine<Acc>().scratch(std::max(first.K, last.K), tiling.lanes);
   const int64_t memory = rows * tiling.lanes + panel + 4 * 16;
   const int64_t work = first.N * first.K + hidden * last.N;

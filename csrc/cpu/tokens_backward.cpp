@@ -102,7 +102,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const int64_t again = du.data ? last.N : 0;  // rows of the result, where it is made once more
   const int64_t rows = first.K + 2 * hidden + inner + last.N + again + turned_rows;
   // What is not at hand in a product may lie farther away.
-  const Tiling<Acc> tiling(std::max({first.K, hidden, last.N}), first.dtype);
+  const Tiling<Acc> tiling(std::max({first.K, hidden, last.N}));
   const int64_t lanes = tiling.lanes;
   const int64_t most = std::max({first.K, first.N, last.K, last.N, lanes});
   const int64_t panel_size = run.scratch(most, most);

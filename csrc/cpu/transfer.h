@@ -22,18 +22,25 @@ SHIFTMLP_INLINE V<double> widened(V<double> v) { return v; }
 SHIFTMLP_INLINE V<double> rounded(V<double> v) { return v; }
 
 constexpr int kHalf = kWidth<double>;
+using HalfOfFloats = VectorOf<float, kHalf>::type;
+SHIFTMLP_INLINE V<double> widened(HalfOfFloats v) {
+#ifdef SHIFTMLP_WIDEN_FLOATS
+  return (V<double>)SHIFTMLP_WIDEN_FLOATS(v);  // where gcc makes seven instructions of the other
+#else
+  return __builtin_convertvector(v, V<double>);
+#endif
+}
 template <int... kLane>
 SHIFTMLP_INLINE Pair widened(Floats v, Indices<kLane...>) {
-  // By elements, as gcc makes one instruction of them, and seven of __builtin_convertvector.
-  return {V<double>{v[kLane]...}, V<double>{v[kLane + kHalf]...}};
+  return {widened(__builtin_shufflevector(v, v, kLane...)),
+          widened(__builtin_shufflevector(v, v, kLane + kHalf...))};
 }
 SHIFTMLP_INLINE Pair widened(Floats v) { return widened(v, IndicesBelow<kHalf>::type{}); }
 
 template <int... kLane>
 SHIFTMLP_INLINE Floats rounded(Pair v, Indices<kLane...>) {
-  using Half = VectorOf<float, kHalf>::type;
-  return __builtin_shufflevector(__builtin_convertvector(v.low, Half),
-                                 __builtin_convertvector(v.high, Half), kLane...);
+  return __builtin_shufflevector(__builtin_convertvector(v.low, HalfOfFloats),
+                                 __builtin_convertvector(v.high, HalfOfFloats), kLane...);
 }
 SHIFTMLP_INLINE Floats rounded(Pair v) { return rounded(v, IndicesBelow<kWidth<float>>::type{}); }
 template <class Acc>

@@ -24,8 +24,14 @@ py::dict cpu_features() {
   features["amx_bf16"] = shiftmlp::amx_is_allowed();
   return features;
 }
+
+const char* cpu_vendor() {
+  __builtin_cpu_init();
+  return __builtin_cpu_is("intel") ? "intel" : __builtin_cpu_is("amd") ? "amd" : "other";
+}
 #else
 py::dict cpu_features() { return {}; }
+const char* cpu_vendor() { return "other"; }
 #endif
 
 py::dict build_info() {
@@ -39,6 +45,7 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_host, m) {
   m.def("cpu_features", &cpu_features, "Instruction sets that this machine can run, by name.");
+  m.def("cpu_vendor", &cpu_vendor, "\"intel\", \"amd\" or \"other\".");
   m.def(
       "peak_rates", &peak_rates,
       "Measured multiply-add FLOP/s of one core, by dtype; missing where there is no code for it.");

@@ -90,26 +90,34 @@ def is_unproven(*inputs) -> str:
     return "not yet proven on a GPU"
 
 
-def loses(op: Op, in_float32: Callable = never, wins_with_amx: tuple = ()) -> Callable:
-    """The ``slower`` of a product, which competes with a library's. ``wins_with_amx`` are the
-    dtypes in which it was measured faster on a processor with AMX, which PyTorch uses as well."""
+def loses(op: Op, in_float32: Callable = never, wins: tuple = ()) -> Callable:
+    """The ``slower`` of a product, which competes with a library's. ``wins`` are the dtypes in
+    which it was measured faster where the library uses AVX-512 or AMX as well."""
 
     def slower(*inputs) -> str | None:
         dtype = inputs[op.weight].dtype
+        if dtype == torch.float64:
+            return "float64 is there to check gradients, not to be fast"
         if dtype == torch.float32 and (reason := in_float32(*inputs)):
             return reason
-        if _native.cpu_engine() == "amx" and dtype != torch.float64:
-            lost = dtype not in wins_with_amx
-            return (
-                f"measured: PyTorch is faster in {dtype} on processors with AMX" if lost else None
-            )
-        return _slow_engine() or _library_is_fast(dtype)
+        engine = _native.cpu_engine()
+        if engine == "plain":
+            return "the kernels have no vector instructions for this processor"
+        if not _rival_is_fast(dtype):
+            return None
+        if engine == "avx2":
+            return f"not yet measured against PyTorch's own {dtype} products on this processor"
+        if dtype not in wins:
+            return f"measured: PyTorch, with AVX-512 or AMX as well, is faster in {dtype}"
+        return None
 
     return slower
 
 
-def recomputes(*inputs) -> str:
+def recomputes(*inputs) -> str | None:
     """Of a backward that computes again what PyTorch has kept."""
+    if _native.cpu_engine().startswith("avx512") and not _rival_is_fast(torch.float32):
+        return None
     return "measured: in float32 PyTorch, which keeps the product, is faster"
 
 
@@ -132,21 +140,14 @@ def is_small_for_threads(dy: Tensor, x: Tensor, *inputs) -> str | None:
 
 
 @functools.cache
-def _slow_engine() -> str | None:
-    if _native.cpu_engine() == "plain":
-        return "the kernels have no vector instructions for this processor"
-    return None
-
-
-@functools.cache
-def _library_is_fast(dtype: torch.dtype) -> str | None:
-    if dtype == torch.float64:
-        return "float64 is there to check gradients, not to be fast"
-    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "not yet measured against PyTorch's own bfloat16 products on this processor"
-    if dtype == torch.float16 and torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        return "not yet measured against PyTorch's own float16 products on this processor"
-    return None
+def _rival_is_fast(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's own products have AVX-512, or vector instructions for 16 bits."""
+    if dtype == torch.float32:
+        # MKL takes AVX-512 on Intel's processors alone.
+        return _native.cpu_features().get("avx512f", False) and _native.cpu_vendor() != "amd"
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def images(x: Tensor | None, axes: int = 2) -> Tensor | None:

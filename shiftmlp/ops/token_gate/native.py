@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._native import HALVES, attach_products, images, loses, recomputes
+from .._native import HALVES, PRODUCTS, attach_products, images, loses, recomputes
 from .op import token_gate as op
 
 
@@ -22,5 +22,5 @@ def token_gate_backward(library, gradients, dy, u, v, *args) -> None:
 
 attach_products(
     op, token_gate, token_gate_backward,
-    loses(op, wins_with_amx=HALVES), loses(op.backward, recomputes, HALVES),
+    loses(op, wins=PRODUCTS), loses(op.backward, recomputes, HALVES),
 )  # fmt: skip

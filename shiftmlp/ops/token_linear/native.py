@@ -28,6 +28,6 @@ attach_products(
     op,
     token_linear,
     token_linear_backward,
-    loses(op, wins_with_amx=PRODUCTS),
+    loses(op, wins=PRODUCTS),
     loses(op.backward, is_small_for_threads, PRODUCTS),
 )

@@ -26,5 +26,5 @@ def token_mlp_backward(library, gradients, dy, x, *args) -> None:
 
 attach_products(
     op, token_mlp, token_mlp_backward,
-    loses(op, wins_with_amx=PRODUCTS), loses(op.backward, is_small),
+    loses(op, wins=PRODUCTS), loses(op.backward, is_small),
 )  # fmt: skip
