@@ -15,6 +15,7 @@ from test_kernels import row_pitch, transposed
 
 from shiftmlp import _native
 from shiftmlp.ops import OPS
+from shiftmlp.ops import _native as native
 
 ROOT = Path(__file__).parent.parent
 OBJECTS = sorted(ROOT.glob("build/temp*/_C_cpu/*.o"))
@@ -73,6 +74,42 @@ def test_engine_is_the_best_allowed():
         pytest.skip("the processor's features are unknown or restricted")
     able = [name for name, needed in NEEDS.items() if all(features.get(n) for n in needed)]
     assert _native.cpu_engine() == (["plain"] + able)[-1]
+
+
+TOKENS = {"token_linear", "token_mlp", "token_gate"}
+CHANNELS = {"shift_linear", "shift_mlp", "channel_mlp"}
+RECOMPUTING = {f"{name}_backward" for name in {*CHANNELS, "token_gate"}}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "engine", "vendor", "features", "chosen"),
+    [
+        ("float32", "plain", "amd", [], set()),
+        ("float32", "avx2", "amd", [], TOKENS | CHANNELS),
+        ("float32", "avx2", "intel", ["avx512f"], set()),
+        ("float32", "avx512", "amd", ["avx512f"], TOKENS | CHANNELS | RECOMPUTING),
+        ("float32", "avx512_bf16", "intel", ["avx512f"], TOKENS),
+        ("float32", "amx", "intel", ["avx512f"], TOKENS),
+        ("bfloat16", "avx512", "intel", ["avx512f"], TOKENS | CHANNELS | RECOMPUTING),
+        (
+            "bfloat16", "avx512_bf16", "amd", ["avx512f", "avx512bf16"],
+            TOKENS | {"token_gate_backward"},
+        ),
+    ],
+)  # fmt: skip
+def test_auto_knows_the_rival(monkeypatch, dtype, engine, vendor, features, chosen):
+    monkeypatch.setattr(_native, "cpu_engine", lambda: engine)
+    monkeypatch.setattr(_native, "cpu_vendor", lambda: vendor)
+    monkeypatch.setattr(_native, "cpu_features", lambda: dict.fromkeys(features, True))
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    native._rival_is_fast.cache_clear()
+    try:
+        ops = {op for op in KERNELS if op.name in TOKENS | CHANNELS | RECOMPUTING}
+        make = randn(getattr(torch, dtype))
+        inputs = {op: next(iter(SAMPLES[op.name].values()))(make) for op in ops}
+        assert {op.name for op in ops if op.kernels["cpu"][2](*inputs[op]) is None} == chosen
+    finally:
+        native._rival_is_fast.cache_clear()
 
 
 def symbols(path: Path) -> list[list[str]]:

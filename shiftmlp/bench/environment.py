@@ -1,7 +1,6 @@
 """Where a measurement was made: what a reader needs to judge it or to repeat it."""
 
 import datetime
-import functools
 import os
 import platform
 import re
@@ -12,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from .._native import cpu_features
+from .._native import cpu_features, cpu_vendor
 from .._version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 
 
 def describe(device: str) -> dict:
@@ -41,9 +41,11 @@ def describe(device: str) -> dict:
 
 
 def command(argv: list[str]) -> str:
-    """What was typed, without the folders of this machine."""
+    """What was typed, without the folders of this machine, behind what limits its libraries."""
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
     program = ["-m", "shiftmlp"] if argv[0].endswith("__main__.py") else [Path(argv[0]).name]
-    return shlex.join(["python", *program, *(re.sub("(^|=)/.*/", r"\1", arg) for arg in argv[1:])])
+    arguments = [re.sub("(^|=)/.*/", r"\1", arg) for arg in argv[1:]]
+    return shlex.join([*limits, "python", *program, *arguments])
 
 
 def device_name(device: str) -> str:
@@ -56,20 +58,12 @@ def device_name(device: str) -> str:
     return f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores"
 
 
-@functools.cache
-def is_amd() -> bool:
-    try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
 def remark(device: str, dtype: torch.dtype) -> str | None:
     """What a reader must know beside a ratio to eager PyTorch."""
     if (
         device == "cpu"
         and dtype == torch.float32
-        and is_amd()
+        and cpu_vendor() == "amd"
         and torch.backends.mkl.is_available()
     ):
         return "eager and compiled float32 products run on MKL, which takes its AVX2 path on AMD"

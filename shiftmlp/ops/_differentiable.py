@@ -37,7 +37,8 @@ class DifferentiableOp(Op):
         self.asked = [name for name in self.tensors if name != "residual"]
         kinds = {name: kind for kind, name in self.arguments}
         kept = "".join(f"{kinds[name]} {name}, " for name in self.saved)
-        # The reference made of other ops, which PyTorch differentiates faster; None: it stands.
+        # The reference made of other ops, which is faster, for PyTorch to differentiate as well;
+        # None: it stands.
         self.composed: Callable | None = None
         self.backward = Op(
             f"{self.name}_backward(Tensor dy, {kept}bool[] needs, str backend) -> Tensor[]",
@@ -49,6 +50,11 @@ class DifferentiableOp(Op):
         self.function = type(function, (torch.autograd.Function,), methods)
         # The same methods for use below the dispatcher, where torch.func has peeled its own level.
         self._single_level = type(function, (_SingleLevelFunction,), methods)
+
+    def choose(self, backend: str, *inputs) -> Callable:
+        launch = super().choose(backend, *inputs)
+        is_reference = launch is self.kernels["reference"][0]
+        return self.composed if backend == "auto" and is_reference and self.composed else launch
 
     def _autograd(self, *args):
         if forward_ad._current_level >= 0:

@@ -142,11 +142,15 @@ def is_small_for_threads(dy: Tensor, x: Tensor, *inputs) -> str | None:
 @functools.cache
 def _rival_is_fast(dtype: torch.dtype) -> bool:
     """Whether PyTorch's own products have AVX-512, or vector instructions for 16 bits."""
+    features = _native.cpu_features()
+    avx512 = features.get("avx512f", False)
     if dtype == torch.float32:
         # MKL takes AVX-512 on Intel's processors alone.
-        return _native.cpu_features().get("avx512f", False) and _native.cpu_vendor() != "amd"
+        return avx512 and _native.cpu_vendor() != "amd"
     if dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        # Without instructions for it oneDNN says that it can, and takes four times as long.
+        native = features.get("avx512bf16", False) if avx512 else True
+        return native and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
