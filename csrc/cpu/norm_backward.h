@@ -60,14 +60,22 @@ void norm_backward(Rows dy, const Transfer<Acc>& given, Rows dx, Acc* dweight, A
 
 template <class Acc>
 constexpr Engine<Acc> kEngine = {
-    kLanes<Acc>,         1,
-    gather_scratch<Acc>, moments<Acc>,
-    lane_moments<Acc>,   pack<Acc>,
-    unpack<Acc>,         multiply<Acc>,
-    gather_lanes<Acc>,   transpose<Acc>,
-    activate_all<Acc>,   activate_backward<Acc>,
-    scale_lanes<Acc>,    norm_backward<Acc>,
-    sum_lanes<Acc>,      dot_rows<Acc>,
+    kLanes<Acc>,
+    1,  // terms
+    gather_scratch<Acc>,
+    moments<Acc>,
+    lane_moments<Acc>,
+    pack<Acc>,
+    unpack<Acc>,
+    multiply<Acc>,
+    gather_lanes<Acc>,
+    transpose<Acc>,
+    activate_all<Acc>,
+    activate_backward<Acc>,
+    scale_lanes<Acc>,
+    norm_backward<Acc>,
+    sum_lanes<Acc>,
+    dot_rows<Acc>,
 };
 
 }  // namespace
