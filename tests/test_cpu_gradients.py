@@ -79,12 +79,12 @@ def test_gradients_of_many_tasks_are_as_good_as_torchs(name, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_more_hidden_channels_than_a_chunk_has(dtype):
-    """Sums of parts; and dy itself, in 16 bits, times several blocks of lanes."""
+    """Sums of parts, and of strips in each; and dy itself, in 16 bits, times several blocks."""
     op, make = OPS["channel_mlp"], randn(dtype)
     linears = make(1100, 70) / 8, make(1100), make(70, 1100) / 33, make(70)
     norm = "none", None, None, 0.0
-    args = make(2, 150, 70), *norm, *linears, "gelu", *norm, None
-    dy = make(2, 150, 70)
+    args = make(2, 500, 70), *norm, *linears, "gelu", *norm, None
+    dy = make(2, 500, 70)
     needs = [True, False, False, True, True, True, True, False, False, False]
 
     def results(backend, change=torch.clone):
