@@ -13,6 +13,7 @@ from shiftmlp.accelerate import _table
 from shiftmlp.cli import COMMANDS, _console, _measure, _models, _photo, demo, gradcheck, main
 from shiftmlp.ops import OPS
 
+# Tests name the backend where blocks shall be replaced: "auto" asks the clock, on a busy machine.
 TINY = ["--model", "mixer_s16", "--num-blocks", "2", "--embed-dim", "16", "--img-size", "32"]
 
 
@@ -75,7 +76,6 @@ def test_an_interrupted_demo_shows_what_was_done(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr(_measure, "training_step", interrupted)
     file = tmp_path / "demo.json"
-    # Named, as "auto" would ask first whether it is faster on a machine that tests keep busy.
     argv = ["demo", *TINY, "--steps", "1", "--backend", "reference", "--json", str(file)]
     assert main(argv) == 130
     out = capsys.readouterr().out
@@ -86,7 +86,7 @@ def test_an_interrupted_demo_shows_what_was_done(monkeypatch, capsys, tmp_path):
 
 def test_explain_and_verify(capsys, tmp_path):
     file = tmp_path / "report.json"
-    assert main(["explain", *TINY, "--json", str(file)]) == 0
+    assert main(["explain", *TINY, "--backend", "reference", "--json", str(file)]) == 0
     assert "2 of 2 blocks would be replaced" in capsys.readouterr().out
     assert len(json.loads(file.read_text())["rows"]) == 2
     assert main(["verify", *TINY, "--backend", "reference", "--dtype", "bf16"]) == 0
