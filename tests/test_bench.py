@@ -271,16 +271,6 @@ def test_slug(monkeypatch, name, slug):
     assert environment.slug("cpu") == slug
 
 
-def test_command_is_told_without_this_machines_folders(monkeypatch):
-    argv = ["/home/me/shiftmlp/__main__.py", "bench", "--json=/tmp/a b.json", "--batch", "8"]
-    told = "python -m shiftmlp bench '--json=a b.json' --batch 8"
-    for name in environment.LIMITS:
-        monkeypatch.delenv(name, raising=False)
-    assert environment.command(argv) == told
-    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2")
-    assert environment.command(argv) == f"MKL_ENABLE_INSTRUCTIONS=AVX2 {told}"
-
-
 @pytest.mark.parametrize("op", TINY)
 def test_a_call_costs_little_above_its_kernel(op):
     # Twice the limit, as this machine may be shared; benchmarks/test_overhead.py holds the limit.

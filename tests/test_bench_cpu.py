@@ -176,6 +176,16 @@ def test_kept_memory_is_that_of_the_saved_tensors():
     assert measured()["eager"]["kept_bytes"] is None
 
 
+def test_command_is_told_without_this_machines_folders(monkeypatch):
+    argv = ["/home/me/shiftmlp/__main__.py", "bench", "--json=/tmp/a b.json", "--batch", "8"]
+    told = "python -m shiftmlp bench '--json=a b.json' --batch 8"
+    for name in environment.LIMITS:
+        monkeypatch.delenv(name, raising=False)
+    assert environment.command(argv) == told
+    monkeypatch.setenv("MKL_ENABLE_INSTRUCTIONS", "AVX2")
+    assert environment.command(argv) == f"MKL_ENABLE_INSTRUCTIONS=AVX2 {told}"
+
+
 @pytest.mark.parametrize("vendor", ["amd", "intel", None])
 def test_fp32_against_eager_carries_its_remark_on_amd(monkeypatch, vendor):
     monkeypatch.setattr(environment, "cpu_vendor", lambda: vendor)
