@@ -187,8 +187,7 @@ void weight_gradient(const Images& dy, const Images& x, const PositionNorm<Acc>&
   if (squares == 0) return;
   const int64_t strips = ceil_div(x.rows, kStrip);
   const int64_t parts = std::clamp<int64_t>(kTasks / squares, 1, strips);
-  constexpr DType dtype = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
-  const bool direct = parts == 1 && dtype_of(dw) == dtype && dw.is_contiguous();
+  const bool direct = parts == 1 && dtype_of(dw) == kDType<Acc> && dw.is_contiguous();
   const Tensor sums = direct ? torch::stable::reshape(dw, {1, N, K})
                              : torch::stable::new_empty(dw, {parts, N, K}, kScalarType<Acc>);
   const Images sum = Images::of(sums, Acc{}, "dw");
