@@ -76,6 +76,25 @@ def test_engine_is_the_best_allowed():
     assert _native.cpu_engine() == (["plain"] + able)[-1]
 
 
+@pytest.fixture
+def processor(monkeypatch):
+    """Pretends that the processor is another one."""
+
+    def pretend(engine, vendor, features):
+        monkeypatch.setattr(_native, "cpu_engine", lambda: engine)
+        monkeypatch.setattr(_native, "cpu_vendor", lambda: vendor)
+        monkeypatch.setattr(_native, "cpu_features", lambda: dict.fromkeys(features, True))
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+
+    native._rival_is_fast.cache_clear()
+    yield pretend
+    native._rival_is_fast.cache_clear()
+
+
+def first_sample(op, make):
+    return next(iter(SAMPLES[op.name].values()))(make)
+
+
 TOKENS = {"token_linear", "token_mlp", "token_gate"}
 CHANNELS = {"shift_linear", "shift_mlp", "channel_mlp"}
 RECOMPUTING = {f"{name}_backward" for name in {*CHANNELS, "token_gate"}}
@@ -90,26 +109,38 @@ RECOMPUTING = {f"{name}_backward" for name in {*CHANNELS, "token_gate"}}
         ("float32", "avx512", "amd", ["avx512f"], TOKENS | CHANNELS | RECOMPUTING),
         ("float32", "avx512_bf16", "intel", ["avx512f"], TOKENS),
         ("float32", "amx", "intel", ["avx512f"], TOKENS),
-        ("bfloat16", "avx512", "intel", ["avx512f"], TOKENS | CHANNELS | RECOMPUTING),
+        (
+            "bfloat16", "avx512", "intel", ["avx512f"],
+            TOKENS | CHANNELS | RECOMPUTING | {"token_mlp_backward"},
+        ),
         (
             "bfloat16", "avx512_bf16", "amd", ["avx512f", "avx512bf16"],
+            TOKENS | {"token_gate_backward", "token_mlp_backward"},
+        ),
+        (
+            "bfloat16", "amx", "intel", ["avx512f", "avx512bf16"],
             TOKENS | {"token_gate_backward"},
         ),
     ],
 )  # fmt: skip
-def test_auto_knows_the_rival(monkeypatch, dtype, engine, vendor, features, chosen):
-    monkeypatch.setattr(_native, "cpu_engine", lambda: engine)
-    monkeypatch.setattr(_native, "cpu_vendor", lambda: vendor)
-    monkeypatch.setattr(_native, "cpu_features", lambda: dict.fromkeys(features, True))
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    native._rival_is_fast.cache_clear()
-    try:
-        ops = {op for op in KERNELS if op.name in TOKENS | CHANNELS | RECOMPUTING}
-        make = randn(getattr(torch, dtype))
-        inputs = {op: next(iter(SAMPLES[op.name].values()))(make) for op in ops}
-        assert {op.name for op in ops if op.kernels["cpu"][2](*inputs[op]) is None} == chosen
-    finally:
-        native._rival_is_fast.cache_clear()
+def test_auto_knows_the_rival(processor, dtype, engine, vendor, features, chosen):
+    processor(engine, vendor, features)
+    asked = TOKENS | CHANNELS | RECOMPUTING | {"token_mlp_backward"}
+    make = randn(getattr(torch, dtype))
+    inputs = {op: first_sample(op, make) for op in KERNELS if op.name in asked}
+    assert {op.name for op in inputs if op.kernels["cpu"][2](*inputs[op]) is None} == chosen
+
+
+@pytest.mark.parametrize(
+    ("dtype", "engine"), [(torch.bfloat16, "amx"), (torch.float32, "avx2")], ids=str
+)
+def test_auto_knows_when_fixed_costs_count(processor, dtype, engine):
+    processor(engine, "intel", ["avx512f", "avx512bf16"] if engine == "amx" else [])
+    op = OPS["token_mlp"].backward
+    _, _, *others = first_sample(op, randn(dtype))
+    for channels, wins in ((511, False), (512, True)):
+        x = torch.empty(2, 256, channels, dtype=dtype)
+        assert (op.kernels["cpu"][2](x, x, *others) is None) == wins
 
 
 def symbols(path: Path) -> list[list[str]]:
@@ -217,9 +248,13 @@ def test_activation_of_bfloat16_is_within_its_rounding(activation):
     x = torch.linspace(-8, 8, 40_001).bfloat16().view(1, 1, -1)
     one = torch.ones(1, 1).bfloat16()
     args = x, "none", None, None, 0.0, one, None, one, None, activation, None
-    exact = OPS["token_mlp"](*convert(args, torch.Tensor.double), None, "reference")
-    y = OPS["token_mlp"](*args, torch.zeros_like(x).float(), "cpu")
-    assert ((y - exact).abs() <= 2**-8 * exact.abs() + 6e-5).all()
+    op, exact = OPS["token_mlp"], convert(args, torch.Tensor.double)
+    y, truth = op(*args, torch.zeros_like(x).float(), "cpu"), op(*exact, None, "reference")
+    assert ((y - truth).abs() <= 2**-8 * truth.abs() + 6e-5).all()
+    needs = [True] + [False] * (len(op.asked) - 1)
+    (dx,) = op.backward(torch.ones_like(x), *args, needs, "cpu")
+    (truth,) = op.backward(torch.ones_like(x).double(), *exact, needs, "reference")
+    assert ((dx - truth).abs() <= 2**-8 * truth.abs() + 1.2e-4).all()
 
 
 @pytest.mark.parametrize("op", KERNELS, ids=lambda op: op.name)

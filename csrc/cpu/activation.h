@@ -136,13 +136,26 @@ void activate_all(Activation activation, const Acc* x, int64_t count, Acc* y) {
   activation == Activation::kNone ? run(Activation::kNone) : with_activation(activation, run);
 }
 
+// y = activation(x), and x becomes the slope; None has none.
 template <class Acc>
-void activate_backward(Activation activation, const Acc* x, int64_t count, Acc* dy) {
+void activate_and_slope(Activation activation, Acc* x, int64_t count, Acc* y, bool) {
+  if (activation == Activation::kNone) return activate_all(activation, x, count, y);
   with_activation(activation, [=](Activation a) __attribute__((always_inline)) {
     for (int64_t i = 0; i < count; i += kWidth<Acc>) {
-      const V<Acc> given = load(dy + i), at = load(x + i);
+      const V<Acc> at = load(x + i);
+      store(y + i, activate<Acc>(at, a));
+      store(x + i, slope<Acc>(at, a));
+    }
+  });
+}
+
+template <class Acc>
+void activate_backward(Activation activation, const Acc* slope, int64_t count, Acc* dy) {
+  with_activation(activation, [=](Activation a) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < count; i += kWidth<Acc>) {
+      const V<Acc> given = load(dy + i), by = load(slope + i);
       const bool relu = a == Activation::kRelu;  // where 0 is 0 even if dy is Inf
-      store(dy + i, relu ? (at > 0 ? given : V<Acc>{}) : given * slope<Acc>(at, a));
+      store(dy + i, relu ? (by > 0 ? given : V<Acc>{}) : given * by);
     }
   });
 }

@@ -18,6 +18,29 @@ SHIFTMLP_INLINE Floats coarse_gelu(Floats x) {
   return (half + absolute(half)) - t * ((end - t) * p);
 }
 
+// Its slope, likewise: for P(-t) minus t times the normal density, which errs by 9.8e-5.
+SHIFTMLP_INLINE Floats coarse_slope(Floats x) {
+  const float end = 5;
+  const Floats t = at_most(absolute(x), end);
+  const Floats p = polynomial(t, -1.75084383e-05f, 0.000423008809f, -0.00417219382f, 0.0211709142f,
+                              -0.055716835f, 0.0593412630f, 0.0177913252f, -0.0190977100f,
+                              -0.140568912f, 0.100018129f);
+  const Floats below = (end - t) * p;
+  return (x < 0 ? below : 1 - below) + (x - x);  // NaN at Inf, as PyTorch has it
+}
+
+inline void coarse_activate(Activation activation, float* x, int64_t count, float* y,
+                            bool rounded) {
+  if (!rounded || activation != Activation::kGelu) {
+    return activate_and_slope(activation, x, count, y, rounded);
+  }
+  for (int64_t i = 0; i < count; i += kWidth<float>) {
+    const Floats at = load(x + i);
+    store(y + i, coarse_gelu(at));
+    store(x + i, coarse_slope(at));
+  }
+}
+
 constexpr int kSide = 16;                  // rows of a register, and words of each
 constexpr int kPanel = 2 * kSide;          // rows of the left operand at a time
 constexpr int64_t kStepTerms = 2 * kSide;  // a register's k

@@ -75,16 +75,17 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
   STD_TORCH_CHECK(first.N == last.K, "weights do not fit");
   const PositionNorm<Acc> norm(x, norm_args), none(x, kNoNorm);
   const bool activates = first.activation != Activation::kNone;
-  const bool rounded = x.dtype == DType::kBFloat16 && dy.dtype == DType::kBFloat16;
+  const bool rounded = in_bfloat16(x, dy);
 
-  const Images inner = new_map<Acc>(x, first.N);
-  Images hidden = activates ? new_map<Acc>(x, first.N) : inner;
-  forward(first, x, norm, inner, hidden);
+  const Images slopes = activates ? new_map<Acc>(x, first.N) : x;
+  const Images* const kept = activates ? &slopes : nullptr;
+  Images hidden = new_map<Acc>(x, first.N);
+  forward(first, x, norm, rounded, &hidden, kept);
   if (shift) hidden = shift->apply<Acc>(spatial_shift, hidden);
   Images branch = dy;
   if (to[9] || post.kind != kNone) {
     branch = new_map<Acc>(x, last.N);
-    forward(last, hidden, none, branch, branch);
+    forward(last, hidden, none, rounded, &branch, nullptr);
   }
   const Images dbranch = finish_backward<Acc>(dy, branch, post, scale, to[7], to[8], to[9]);
   linear_gradients(dbranch, hidden, none, rounded, to[5], to[6]);
@@ -98,8 +99,7 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
   const Images dx = to[0] ? Images::result(*to[0], Acc{}, "the gradient of x") : x;
   check_shape(dx.x, {1, x.rows, x.columns}, "the gradient of x");
   const Images dnormed = through_norm ? new_map<Acc>(x, x.columns) : dx;
-  backward(first, dhidden, activates ? &inner : nullptr, dhidden,
-           wants_normed ? &dnormed : nullptr);
+  backward(first, dhidden, kept, dhidden, wants_normed ? &dnormed : nullptr);
   linear_gradients(dhidden, x, norm, rounded, to[3], to[4]);
   if (through_norm) norm_gradients(dnormed, x, norm, to[0] ? &dx : nullptr, to[1], to[2]);
 }
@@ -120,20 +120,18 @@ void linear_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_
   const Images x = map_of<Acc>(spatial_shift(x_arg, shift), dy.rows, linear.K);
   const PositionNorm<Acc> none(x, kNoNorm);
   const bool activates = linear.activation != Activation::kNone;
-  const bool rounded = x.dtype == DType::kBFloat16 && dy.dtype == DType::kBFloat16;
+  const bool rounded = in_bfloat16(x, dy);
 
-  Images inner = dy, branch = dy;
-  if (activates || to[3]) {
-    inner = new_map<Acc>(x, linear.N);
-    branch = activates && to[3] ? new_map<Acc>(x, linear.N) : inner;
-    forward(linear, x, none, inner, branch);
-  }
+  const Images slopes = activates ? new_map<Acc>(x, linear.N) : dy;
+  const Images branch = to[3] ? new_map<Acc>(x, linear.N) : dy;
+  const Images* const kept = activates ? &slopes : nullptr;
+  if (activates || to[3]) forward(linear, x, none, rounded, to[3] ? &branch : nullptr, kept);
   const Images dbranch =
       finish_backward<Acc>(dy, branch, kNoNorm, scale, kNothing, kNothing, to[3]);
   const Images dinner = activates ? new_map<Acc>(x, linear.N) : dbranch;
   const Images dmoved = to[0] ? new_map<Acc>(x, linear.K) : dy;
   if (activates || to[0]) {
-    backward(linear, dbranch, activates ? &inner : nullptr, dinner, to[0] ? &dmoved : nullptr);
+    backward(linear, dbranch, kept, dinner, to[0] ? &dmoved : nullptr);
   }
   linear_gradients(dinner, x, none, rounded, to[1], to[2]);
   if (to[0]) {

@@ -103,9 +103,11 @@ struct Engine {
   void (*gather)(const Gathering<Acc>& from, Acc* tile);
   // A tile of `lanes` rows whose lanes are the rows of the given one.
   void (*transpose)(const Acc* tile, int64_t rows, int64_t lanes, Acc* turned);
-  void (*activate)(Activation activation, const Acc* x, int64_t count, Acc* y);
-  // dy *= activation'(x)
-  void (*activate_backward)(Activation activation, const Acc* x, int64_t count, Acc* dy);
+  // y = activation(x), and x becomes activation'(x); coarser where what is made of them will be
+  // `rounded` to bfloat16 and that is faster.
+  void (*activate)(Activation activation, Acc* x, int64_t count, Acc* y, bool rounded);
+  // dy *= slope, as activate has left it
+  void (*activate_backward)(Activation activation, const Acc* slope, int64_t count, Acc* dy);
   // Every lane of a tile times its scale.
   void (*scale_lanes)(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale);
   // The adjoint of the norm of `x`, whose result has the gradient dy: dx, and added to dweight and

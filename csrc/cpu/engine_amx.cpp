@@ -21,6 +21,7 @@ const shiftmlp::Engines* shiftmlp_engines_amx() noexcept {
     changed.name = "amx";
     changed.single.terms = kStepTerms;
     changed.single.scratch = tile_scratch;
+    changed.single.activate = coarse_activate;
     changed.single.multiply = [](const Product<float>& product) {
       const bool tiles = product.rounded || product.left.dtype == DType::kBFloat16;
       tiles ? multiply_tiles(product) : shiftmlp_engines_avx512()->single.multiply(product);

@@ -13,27 +13,27 @@ struct Matrix {
   std::shared_ptr<void> copy;
 };
 
-// (N, K) with dense rows of T, filled up with zeros; (n, k) is read at n * row + k * column.
-template <class T, class From>
-Matrix copied(const From* from, DType dtype, int64_t N, int64_t K, int64_t row, int64_t column,
-              int64_t zeros) {
+// (N, K) with dense rows of `dtype`, filled up with zeros. Dense rows are copied as they are.
+template <class Acc>
+Matrix copied(const Operand& from, DType dtype, int64_t N, int64_t K, int64_t zeros) {
   constexpr std::align_val_t kLine{64};
-  constexpr int64_t kTile = 16;  // lines of both stay in the cache
-  const int64_t pitch = K + zeros;
-  T* const to = static_cast<T*>(::operator new(N * pitch * sizeof(T) + 64, kLine));
+  const Engine<Acc>& run = engine<Acc>();
+  const int64_t pitch = K + zeros, size = size_of(dtype), lanes = run.lanes;
+  char* const to = static_cast<char*>(::operator new(N * pitch * size + 64, kLine));
   std::shared_ptr<void> copy(to, [](void* memory) { ::operator delete(memory, kLine); });
-  const bool by_rows = std::is_same_v<T, From> && column == 1;
+  char* const data = static_cast<char*>(const_cast<void*>(from.data));
+  const bool dense = from.column == 1;
   for (int64_t n = 0; n < N; ++n) {
-    if (by_rows) std::memcpy(to + n * pitch, from + n * row, K * sizeof(T));
-    std::memset(to + n * pitch + K, 0, zeros * sizeof(T));
+    if (dense) std::memcpy(to + n * pitch * size, data + n * from.row * size, K * size);
+    std::memset(to + (n * pitch + K) * size, 0, zeros * size);
   }
-  for (int64_t k0 = by_rows ? K : 0; k0 < K; k0 += kTile) {
-    const int64_t end = std::min(k0 + kTile, K);
-    for (int64_t n = 0; n < N; ++n) {
-      for (int64_t k = k0; k < end; ++k) {
-        to[n * pitch + k] = static_cast<T>(from[n * row + k * column]);
-      }
-    }
+  Scratch<Acc> scratch(N * lanes + 16);
+  Acc* const tile = scratch.take(N * lanes);
+  for (int64_t k = dense ? K : 0; k < K; k += lanes) {
+    const int64_t count = std::min(lanes, K - k);
+    const Rows rows{data + k * from.column * size_of(from.dtype), from.dtype, from.column};
+    run.pack({rows, count, N, true, {}, nullptr, {}, {}}, tile);
+    run.unpack(tile, {{to + k * size, dtype, pitch}, N, count, false, {}, nullptr, {}, {}});
   }
   return {{to, dtype, pitch, 1, K, zeros}, std::move(copy)};
 }
@@ -41,16 +41,13 @@ Matrix copied(const From* from, DType dtype, int64_t N, int64_t K, int64_t row, 
 // A matrix in place, unless the engine reads a copy faster.
 template <class Acc>
 Matrix matrix_of(const Operand& from, int64_t N, int64_t K) {
-  using torch::headeronly::BFloat16;
   const int64_t terms = engine<Acc>().terms;
   if (from.dtype != DType::kBFloat16 || terms == 1) return {from, nullptr};
-  const int64_t alignment =
-      reinterpret_cast<uintptr_t>(from.data) | from.row * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t alignment = reinterpret_cast<uintptr_t>(from.data) | from.row * size_of(from.dtype);
   if (from.column == 1 && K % terms == 0 && alignment % 64 == 0) return {from, nullptr};
   int64_t zeros = -K & (terms - 1);
   if ((K + zeros) / terms % 2 == 0) zeros += terms;  // as rows a power of two apart crowd the cache
-  return copied<BFloat16>(static_cast<const BFloat16*>(from.data), from.dtype, N, K, from.row,
-                          from.column, zeros);
+  return copied<Acc>(from, from.dtype, N, K, zeros);
 }
 
 // activation(w * x + b) on tiles.
@@ -109,15 +106,10 @@ struct Linear {
   // w^T, for so many products with it that a copy with dense rows is repaid, or as it stands.
   Matrix turned(bool copy = true) const {
     const Operand as_it_stands{w.const_data_ptr(), dtype, w.stride(1), w.stride(0), N};
-    Matrix found{as_it_stands, nullptr};
-    if (copy) found = matrix_of<Acc>(as_it_stands, K, N);
-    if (!copy || found.operand.column == 1) return found;
-    with_type<torch::headeronly::Half, torch::headeronly::BFloat16>(dtype, [&](auto type) {
-      using T = typename decltype(type)::type;
-      found = copied<Acc>(static_cast<const T*>(w.const_data_ptr()), kDType<Acc>, K, N, w.stride(1),
-                          w.stride(0), 0);
-    });
-    return found;
+    if (!copy) return {as_it_stands, nullptr};
+    Matrix found = matrix_of<Acc>(as_it_stands, K, N);
+    if (found.operand.column == 1) return found;
+    return copied<Acc>(as_it_stands, kDType<Acc>, K, N, 0);
   }
 
   // dx = w^T * dy, into a tile or memory

@@ -46,22 +46,23 @@ struct Tile {
 };
 
 // Multiplies w, (N, K), by a map: load(tile, first row, rows, at) fills some of a tile's rows, and
-// put(tile, first row, rows, at) takes some of the result's. In load's tile there is room for
-// `copies` times as many.
+// put(tile, first row, rows, at) takes some of the result's. In their tiles there is room for
+// `loads` and `puts` times as many.
 template <class Acc, class Load, class Put>
 void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int64_t positions,
-                  int64_t copies, const Load& load, const Put& put) {
+                  int64_t loads, int64_t puts, const Load& load, const Put& put) {
   constexpr int64_t kPiece = 512;
   const Engine<Acc>& run = engine<Acc>();
   // Only the longer side is cut, so that nothing is loaded twice.
   const int64_t some_k = K > N ? std::min(K, kPiece) : K, some_n = K > N ? N : std::min(N, kPiece);
-  const Tiling<Acc> tiling(copies * some_k + some_n, positions);
+  const int64_t rows_in_all = loads * some_k + puts * some_n;
+  const Tiling<Acc> tiling(rows_in_all, positions);
   const int64_t lanes = tiling.lanes, panel_size = run.scratch(some_k, lanes);
-  const int64_t memory = (copies * some_k + some_n) * lanes + panel_size + 3 * 16;
-  const int64_t size = w.dtype == DType::kFloat64 ? 8 : w.dtype == DType::kFloat32 ? 4 : 2;
+  const int64_t memory = rows_in_all * lanes + panel_size + 3 * 16;
+  const int64_t size = size_of(w.dtype);
   const auto task = [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
     const Tile at{position, count, blocks};
-    Acc *in = scratch.take(copies * some_k * lanes), *out = scratch.take(some_n * lanes);
+    Acc *in = scratch.take(loads * some_k * lanes), *out = scratch.take(puts * some_n * lanes);
     Acc* const panel = scratch.take(panel_size);
     int64_t n = 0, k;
     do {
@@ -89,34 +90,39 @@ void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int6
   for_each_tile<Acc>(positions, tiling, memory, (N + 1) * K, task);
 }
 
-// inner = w * norm(x) + b, and outer = activation(inner) unless it is the same map.
+// y = activation(w * norm(x) + b) and the activation's slopes, if it is not None. What is null is
+// left out.
 template <class Acc>
 void forward(const Linear<Acc>& linear, const Images& x, const PositionNorm<Acc>& norm,
-             const Images& inner, const Images& outer) {
+             bool rounded, const Images* y, const Images* slopes) {
   const Engine<Acc>& run = engine<Acc>();
   const auto load = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
     run.pack(at.of(x, k, rows, norm.at(at.position, k)), tile);
   };
   const auto put = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
-    run.unpack(tile, at.of<Acc>(inner, n, rows, {}));
-    if (inner.data == outer.data) return;
-    run.activate(linear.activation, tile, rows * at.blocks * run.lanes, tile);
-    run.unpack(tile, at.of<Acc>(outer, n, rows, {}));
+    Acc* result = tile;
+    if (slopes != nullptr) {
+      const int64_t size = rows * at.blocks * run.lanes;
+      run.activate(linear.activation, tile, size, result = tile + size, rounded);
+      run.unpack(tile, at.of<Acc>(*slopes, n, rows, {}));
+    }
+    if (y != nullptr) run.unpack(result, at.of<Acc>(*y, n, rows, {}));
   };
-  multiply_map<Acc>(linear.left.operand, linear.N, linear.K, &linear.bias, x.rows, 1, load, put);
+  multiply_map<Acc>(linear.left.operand, linear.N, linear.K, &linear.bias, x.rows, 1,
+                    slopes == nullptr ? 1 : 2, load, put);
 }
 
-// dx = w^T * dinner, where dinner = dy * activation'(inner) is kept, or dy without inner. Without
-// dx only dinner is made.
+// dx = w^T * dinner, where dinner = dy * slopes is kept, or dy without slopes. Without dx only
+// dinner is made.
 template <class Acc>
-void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
+void backward(const Linear<Acc>& linear, const Images& dy, const Images* slopes,
               const Images& dinner, const Images* dx) {
   const Engine<Acc>& run = engine<Acc>();
   const auto load = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
     run.pack(at.of<Acc>(dy, n, rows, {}), tile);
-    if (inner == nullptr) return;
+    if (slopes == nullptr) return;
     const int64_t size = rows * at.blocks * run.lanes;
-    run.pack(at.of<Acc>(*inner, n, rows, {}), tile + size);
+    run.pack(at.of<Acc>(*slopes, n, rows, {}), tile + size);
     run.activate_backward(linear.activation, tile + size, size, tile);
     run.unpack(tile, at.of<Acc>(dinner, n, rows, {}));
   };
@@ -128,7 +134,7 @@ void backward(const Linear<Acc>& linear, const Images& dy, const Images* inner,
   const bool turn = dx != nullptr && dy.rows >= kMany;
   const Matrix turned = linear.turned(turn);
   multiply_map<Acc>(turned.operand, dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
-                    inner == nullptr ? 1 : 2, load, put);
+                    slopes == nullptr ? 1 : 2, 1, load, put);
 }
 
 // The sum over the positions of norm(x) * factor, or of norm(x).

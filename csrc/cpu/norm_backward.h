@@ -14,39 +14,62 @@ SHIFTMLP_INLINE void for_each_column(int64_t columns, const F& f) {
   if (c < columns) f(c, columns - c);
 }
 
-template <class Acc>
-void norm_backward(Rows dy, const Transfer<Acc>& given, Rows dx, Acc* dweight, Acc* dbias) {
+// The same as `transformed` has it: in float beside an x that takes 16 bits in memory.
+template <class Acc, class T>
+using NormNumber = typename Choice<sizeof(T) == 2, V<Acc>, Wide<Acc>>::type;
+
+template <class Acc, class T>
+SHIFTMLP_INLINE NormNumber<Acc, T> number(As<T>, V<Acc> v) {
+  if constexpr (sizeof(T) == 2)
+    return v;
+  else
+    return widened(v);
+}
+
+template <class Acc, class T>
+SHIFTMLP_INLINE void norm_backward_as(As<T> as, Rows dy, const Transfer<Acc>& given, Rows dx,
+                                      Acc* dweight, Acc* dbias) {
   constexpr int64_t kGroup = 32;  // rows whose sums stay in registers
+  using Number = NormNumber<Acc, T>;
+  using Scalar = typename Choice<sizeof(T) == 2, Acc, double>::type;
   const Transfer<Acc> x = given;
   const bool layer = x.norm.mean != nullptr;
   const auto normal = [&](int64_t row, int64_t c, auto count) __attribute__((always_inline)) {
-    const Wide<Acc> v = widened(load_rows<Acc>(x.memory, row, c, count));
-    return layer ? (v - x.norm.mean[row]) * x.norm.rstd[row] : v;
+    const Number v =
+        number<Acc>(as, load<Acc>(element(x.memory.data, as) + row * x.memory.stride + c, count));
+    if (!layer) return v;
+    return (v - static_cast<Scalar>(x.norm.mean[row])) * static_cast<Scalar>(x.norm.rstd[row]);
   };
-  const auto weighted = [&](Wide<Acc> d, int64_t c, auto count) __attribute__((always_inline)) {
-    return x.norm.weight == nullptr ? d : d * widened(load<Acc>(x.norm.weight + c, count));
+  const auto gradient = [&](int64_t row, int64_t c, auto count) __attribute__((always_inline)) {
+    return number<Acc>(as, load_rows<Acc>(dy, row, c, count));
+  };
+  const auto weighted = [&](Number d, int64_t c, auto count) __attribute__((always_inline)) {
+    if (x.norm.weight == nullptr) return d;
+    return d * number<Acc>(as, load<Acc>(x.norm.weight + c, count));
   };
   for (int64_t first = 0; first < x.rows; first += kGroup) {
     const int64_t end = x.rows - first < kGroup ? x.rows : first + kGroup;
-    double by_one[kGroup] = {}, by_x[kGroup] = {};  // the two directions that LayerNorm removes
+    Scalar by_one[kGroup] = {}, by_x[kGroup] = {};  // the two directions that LayerNorm removes
     for (int64_t row = first; layer && dx.data != nullptr && row < end; ++row) {
-      Wide<Acc> ones{}, along{};
+      Number ones{}, along{};
       for_each_column<Acc>(x.columns, [&](int64_t c, auto count) __attribute__((always_inline)) {
-        const Wide<Acc> d = weighted(widened(load_rows<Acc>(dy, row, c, count)), c, count);
+        const Number d = weighted(gradient(row, c, count), c, count);
         ones = ones + d, along = along + d * normal(row, c, count);
       });
       by_one[row - first] = total(ones) / x.columns;
       by_x[row - first] = total(along) / x.columns;
     }
     for_each_column<Acc>(x.columns, [&](int64_t c, auto count) __attribute__((always_inline)) {
-      Wide<Acc> to_weight{}, to_bias{};
+      Number to_weight{}, to_bias{};
       for (int64_t row = first; row < end; ++row) {
-        const Wide<Acc> d = widened(load_rows<Acc>(dy, row, c, count));
-        const Wide<Acc> n = normal(row, c, count);
+        const Number d = gradient(row, c, count), n = normal(row, c, count);
         to_weight = to_weight + d * n, to_bias = to_bias + d;
         if (dx.data == nullptr) continue;
-        Wide<Acc> out = weighted(d, c, count);
-        if (layer) out = (out - by_one[row - first] - n * by_x[row - first]) * x.norm.rstd[row];
+        Number out = weighted(d, c, count);
+        if (layer) {
+          const auto rstd = static_cast<Scalar>(x.norm.rstd[row]);
+          out = (out - by_one[row - first] - n * by_x[row - first]) * rstd;
+        }
         with_element<Acc>(dx.dtype, [&](auto as) __attribute__((always_inline)) {
           store<Acc>(element(dx.data, as) + row * dx.stride + c, rounded(out), count);
         });
@@ -56,6 +79,13 @@ void norm_backward(Rows dy, const Transfer<Acc>& given, Rows dx, Acc* dweight, A
       if (dbias != nullptr) store(dbias + c, load(dbias + c) + rounded(to_bias));
     });
   }
+}
+
+template <class Acc>
+void norm_backward(Rows dy, const Transfer<Acc>& x, Rows dx, Acc* dweight, Acc* dbias) {
+  with_element<Acc>(x.memory.dtype, [&](auto as) __attribute__((always_inline)) {
+    norm_backward_as(as, dy, x, dx, dweight, dbias);
+  });
 }
 
 template <class Acc>
@@ -70,7 +100,7 @@ constexpr Engine<Acc> kEngine = {
     multiply<Acc>,
     gather_lanes<Acc>,
     transpose<Acc>,
-    activate_all<Acc>,
+    activate_and_slope<Acc>,
     activate_backward<Acc>,
     scale_lanes<Acc>,
     norm_backward<Acc>,

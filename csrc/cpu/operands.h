@@ -26,6 +26,10 @@ constexpr auto kScalarType = std::is_same_v<Acc, double> ? torch::headeronly::Sc
 template <class Acc>
 constexpr DType kDType = std::is_same_v<Acc, double> ? DType::kFloat64 : DType::kFloat32;
 
+constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 const Engines& engines();
 
 template <class Acc>
@@ -107,6 +111,11 @@ struct Images {
     return {data + offset * static_cast<int64_t>(x.element_size()), dtype, x.stride(1)};
   }
 };
+
+// Whether layers on their own would round all that a gradient is made of to bfloat16.
+inline bool in_bfloat16(const Images& x, const Images& dy) {
+  return x.dtype == DType::kBFloat16 && dy.dtype == DType::kBFloat16;
+}
 
 // Aligned memory of a thread, handed out piece by piece.
 template <class Acc>

@@ -243,13 +243,21 @@ void scale_lanes(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale) {
 
 template <class Acc>
 void sum_lanes(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums) {
-  for (int64_t r = 0; r < rows; ++r) {
-    double sum = 0;
-    for (int64_t first = 0; first < lanes; first += kLanes<Acc>) {
-      const int64_t count = lanes - first < kLanes<Acc> ? lanes - first : kLanes<Acc>;
-      sum += sum_row<Acc, false>(tile + first * rows + r * kLanes<Acc>, count, 0);
+  constexpr int W = kWidth<Acc>;
+  for (int64_t first = 0; first < rows; first += W) {
+    V<Acc> square[W] = {};
+    for (int64_t r = first; r < rows && r < first + W; ++r) {
+      for (int64_t lane = 0; lane < lanes; lane += W) {
+        const int64_t block = lane / kLanes<Acc>, place = lane % kLanes<Acc>;
+        const Acc* const at = tile + (block * rows + r) * kLanes<Acc> + place;
+        square[r - first] += load<Acc>(at, lanes - lane);
+      }
     }
-    sums[r] += static_cast<Acc>(sum);
+    transpose_square<Acc>(square);
+    Wide<Acc> sum{};
+    for (const V<Acc> v : square) sum = sum + widened(v);
+    const int64_t count = rows - first;
+    store<Acc>(sums + first, load<Acc>(sums + first, count) + rounded(sum), count);
   }
 }
 

@@ -123,7 +123,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const bool into_hidden = to_input || of_first.w || of_first.b;
   const bool into_last = into_hidden || wanted.scale;
 
-  const bool rounded = x.dtype == DType::kBFloat16 && dy.dtype == DType::kBFloat16;
+  const bool rounded = in_bfloat16(x, dy);
   const auto piece = [&](Rows memory, int64_t rows, int64_t count, Norm<Acc> norm, Rows factor) {
     return Transfer<Acc>{memory, rows, count, false, norm, nullptr, factor, {}};
   };
@@ -143,7 +143,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
       const Acc* before_last = in;
       if (two) {
         first.apply(in, count, inside, panel, Activation::kNone);
-        run.activate(first.activation, inside, hidden * blocks * run.lanes, activated);
+        run.activate(first.activation, inside, hidden * blocks * run.lanes, activated, rounded);
         before_last = activated;
       }
       const Rows dy_rows = dy.at(image, 0, c);
@@ -196,7 +196,9 @@ void run_backward(const Mixture<Acc>& mix, const std::string& norm, const Wanted
     return mix_backward(mix, norm == "affine", wanted);
   }
   Wanted behind_norm = wanted;
-  behind_norm.x = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), kScalarType<Acc>);
+  const bool rounded = in_bfloat16(mix.x, mix.dy);
+  const auto dtype = rounded ? mix.x.x.scalar_type() : kScalarType<Acc>;
+  behind_norm.x = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), dtype);
   behind_norm.norm_weight = behind_norm.norm_bias = std::nullopt;
   mix_backward(mix, false, behind_norm);
   norm_backward(mix, Images::of(*behind_norm.x, Acc{}, "dnormed"), wanted);

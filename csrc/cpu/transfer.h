@@ -20,6 +20,7 @@ struct Pair {
 
 SHIFTMLP_INLINE V<double> widened(V<double> v) { return v; }
 SHIFTMLP_INLINE V<double> rounded(V<double> v) { return v; }
+SHIFTMLP_INLINE Floats rounded(Floats v) { return v; }
 
 constexpr int kHalf = kWidth<double>;
 using HalfOfFloats = VectorOf<float, kHalf>::type;

@@ -90,15 +90,16 @@ def is_unproven(*inputs) -> str:
     return "not yet proven on a GPU"
 
 
-def loses(op: Op, in_float32: Callable = never, wins: tuple = ()) -> Callable:
+def loses(op: Op, limit: Callable = never, wins: tuple = ()) -> Callable:
     """The ``slower`` of a product, which competes with a library's. ``wins`` are the dtypes in
-    which it was measured faster where the library uses AVX-512 or AMX as well."""
+    which it was measured faster where the library uses AVX-512 or AMX as well; ``limit(dtype,
+    *inputs)`` says what is left out everywhere."""
 
     def slower(*inputs) -> str | None:
         dtype = inputs[op.weight].dtype
         if dtype == torch.float64:
             return "float64 is there to check gradients, not to be fast"
-        if dtype == torch.float32 and (reason := in_float32(*inputs)):
+        if reason := limit(dtype, *inputs):
             return reason
         engine = _native.cpu_engine()
         if engine == "plain":
@@ -114,24 +115,26 @@ def loses(op: Op, in_float32: Callable = never, wins: tuple = ()) -> Callable:
     return slower
 
 
-def recomputes(*inputs) -> str | None:
+def recomputes(dtype: torch.dtype, *inputs) -> str | None:
     """Of a backward that computes again what PyTorch has kept."""
-    if _native.cpu_engine().startswith("avx512") and not _rival_is_fast(torch.float32):
+    avx512 = _native.cpu_engine().startswith("avx512")
+    if dtype != torch.float32 or (avx512 and not _rival_is_fast(torch.float32)):
         return None
     return "measured: in float32 PyTorch, which keeps the product, is faster"
 
 
-def is_small(dy: Tensor, x: Tensor, *inputs) -> str | None:
-    """Of a backward whose fixed costs count."""
-    if x.numel() < SMALL:
-        return f"measured: in float32 faster only from {SMALL} numbers in x on"
+def is_small(dtype: torch.dtype, dy: Tensor, x: Tensor, *inputs) -> str | None:
+    """Of a backward whose fixed costs count beside fast products."""
+    counts = dtype == torch.float32 or _native.cpu_engine() == "amx"
+    if counts and x.numel() < SMALL:
+        return f"measured: in {dtype} faster only from {SMALL} numbers in x on"
     return None
 
 
-def is_small_for_threads(dy: Tensor, x: Tensor, *inputs) -> str | None:
+def is_small_for_threads(dtype: torch.dtype, dy: Tensor, x: Tensor, *inputs) -> str | None:
     """Of one that computes no product again, and whose threads share images and channels."""
     least = min(SMALL, SMALL_FOR_THREAD * torch.get_num_threads())
-    if x.numel() < max(least, FEW * x.shape[-2]):
+    if dtype == torch.float32 and x.numel() < max(least, FEW * x.shape[-2]):
         return (
             f"measured: in float32 faster only from {least} numbers in x and {FEW} channels of"
             " all images on"

@@ -1,5 +1,6 @@
 """Hands token_mlp to the compiled kernels of csrc/cpu and csrc/cuda."""
 
+import torch
 from torch import Tensor
 
 from .._math import result_dtype
@@ -26,5 +27,5 @@ def token_mlp_backward(library, gradients, dy, x, *args) -> None:
 
 attach_products(
     op, token_mlp, token_mlp_backward,
-    loses(op, wins=PRODUCTS), loses(op.backward, is_small),
+    loses(op, wins=PRODUCTS), loses(op.backward, is_small, (torch.bfloat16,)),
 )  # fmt: skip
