@@ -29,14 +29,14 @@ struct MapShift {
 
 // Through scale * post_norm(branch): the gradient of the branch, and where wanted the parameters'.
 template <class Acc>
-Images finish_backward(const Images& dy, const Images& branch, const NormArgs& post,
+Images finish_backward(const Images& dy, const Images& branch, bool rounded, const NormArgs& post,
                        const OptionalTensor& scale_arg, const OptionalTensor& dweight,
                        const OptionalTensor& dbias, const OptionalTensor& dscale) {
   const Vector<Acc> scale(scale_arg, dy.columns, "scale");
   const PositionNorm<Acc> norm(branch, post);
   sum_positions(branch, norm, &dy, dscale);
   if (!scale_arg && post.kind == kNone) return dy;
-  const Images dbranch = new_map<Acc>(dy, dy.columns);
+  const Images dbranch = new_map<Acc>(dy, dy.columns, rounded);
   const Engine<Acc>& run = engine<Acc>();
   constexpr int64_t kStrip = 64;
   parallel(ceil_div(dy.rows, kStrip), kStrip * dy.columns, [&](int64_t begin, int64_t end) {
@@ -77,28 +77,29 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
   const bool activates = first.activation != Activation::kNone;
   const bool rounded = in_bfloat16(x, dy);
 
-  const Images slopes = activates ? new_map<Acc>(x, first.N) : x;
+  const Images slopes = activates ? new_map<Acc>(x, first.N, rounded) : x;
   const Images* const kept = activates ? &slopes : nullptr;
-  Images hidden = new_map<Acc>(x, first.N);
+  Images hidden = new_map<Acc>(x, first.N, rounded);
   forward(first, x, norm, rounded, &hidden, kept);
   if (shift) hidden = shift->apply<Acc>(spatial_shift, hidden);
   Images branch = dy;
   if (to[9] || post.kind != kNone) {
-    branch = new_map<Acc>(x, last.N);
+    branch = new_map<Acc>(x, last.N, rounded);
     forward(last, hidden, none, rounded, &branch, nullptr);
   }
-  const Images dbranch = finish_backward<Acc>(dy, branch, post, scale, to[7], to[8], to[9]);
+  const Images dbranch =
+      finish_backward<Acc>(dy, branch, rounded, post, scale, to[7], to[8], to[9]);
   linear_gradients(dbranch, hidden, none, rounded, to[5], to[6]);
   const bool wants_normed = to[0] || to[1] || to[2];
   if (!wants_normed && !to[3] && !to[4]) return;
 
-  Images dhidden = new_map<Acc>(x, first.N);
+  Images dhidden = new_map<Acc>(x, first.N, rounded);
   backward(last, dbranch, nullptr, dbranch, &dhidden);
   if (shift) dhidden = shift->apply<Acc>(spatial_shift_backward, dhidden);
   const bool through_norm = wants_normed && norm_args.kind != kNone;
   const Images dx = to[0] ? Images::result(*to[0], Acc{}, "the gradient of x") : x;
   check_shape(dx.x, {1, x.rows, x.columns}, "the gradient of x");
-  const Images dnormed = through_norm ? new_map<Acc>(x, x.columns) : dx;
+  const Images dnormed = through_norm ? new_map<Acc>(x, x.columns, rounded) : dx;
   backward(first, dhidden, kept, dhidden, wants_normed ? &dnormed : nullptr);
   linear_gradients(dhidden, x, norm, rounded, to[3], to[4]);
   if (through_norm) norm_gradients(dnormed, x, norm, to[0] ? &dx : nullptr, to[1], to[2]);
@@ -122,14 +123,14 @@ void linear_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_
   const bool activates = linear.activation != Activation::kNone;
   const bool rounded = in_bfloat16(x, dy);
 
-  const Images slopes = activates ? new_map<Acc>(x, linear.N) : dy;
-  const Images branch = to[3] ? new_map<Acc>(x, linear.N) : dy;
+  const Images slopes = activates ? new_map<Acc>(x, linear.N, rounded) : dy;
+  const Images branch = to[3] ? new_map<Acc>(x, linear.N, rounded) : dy;
   const Images* const kept = activates ? &slopes : nullptr;
   if (activates || to[3]) forward(linear, x, none, rounded, to[3] ? &branch : nullptr, kept);
   const Images dbranch =
-      finish_backward<Acc>(dy, branch, kNoNorm, scale, kNothing, kNothing, to[3]);
-  const Images dinner = activates ? new_map<Acc>(x, linear.N) : dbranch;
-  const Images dmoved = to[0] ? new_map<Acc>(x, linear.K) : dy;
+      finish_backward<Acc>(dy, branch, rounded, kNoNorm, scale, kNothing, kNothing, to[3]);
+  const Images dinner = activates ? new_map<Acc>(x, linear.N, rounded) : dbranch;
+  const Images dmoved = to[0] ? new_map<Acc>(x, linear.K, rounded) : dy;
   if (activates || to[0]) {
     backward(linear, dbranch, kept, dinner, to[0] ? &dmoved : nullptr);
   }

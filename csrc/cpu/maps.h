@@ -1,5 +1,5 @@
 // Passes over maps, (1, positions, channels), that the gradients of the channel ops are made of. In
-// between, maps are kept in the accumulator's type.
+// between, maps are kept in the accumulator's type, or `rounded` to bfloat16.
 #pragma once
 
 #include "channels.h"
@@ -14,9 +14,10 @@ Images map_of(const Tensor& x, int64_t positions, int64_t channels) {
 }
 
 template <class Acc>
-Images new_map(const Images& like, int64_t channels) {
-  return map_of<Acc>(torch::stable::new_empty(like.x, {1, like.rows, channels}, kScalarType<Acc>),
-                     like.rows, channels);
+Images new_map(const Images& like, int64_t channels, bool rounded) {
+  const auto dtype = rounded ? torch::headeronly::ScalarType::BFloat16 : kScalarType<Acc>;
+  return map_of<Acc>(torch::stable::new_empty(like.x, {1, like.rows, channels}, dtype), like.rows,
+                     channels);
 }
 
 // The norm over the channels of every position.
