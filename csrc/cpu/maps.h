@@ -130,8 +130,7 @@ void backward(const Linear<Acc>& linear, const Images& dy, const Images* slopes,
   const auto put = [&](Acc* tile, int64_t k, int64_t rows, Tile at) {
     if (dx != nullptr) run.unpack(tile, at.of<Acc>(*dx, k, rows, {}));
   };
-  constexpr int64_t kMany =
-      1024;  // positions, which repay that the weights are turned once for all
+  constexpr int64_t kMany = 128;  // positions, which repay that the weights are turned for all
   const bool turn = dx != nullptr && dy.rows >= kMany;
   const Matrix turned = linear.turned(turn);
   multiply_map<Acc>(turned.operand, dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
