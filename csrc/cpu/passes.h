@@ -31,8 +31,8 @@ SHIFTMLP_INLINE double sum_row(const T* x, int64_t columns, double mean) {
     else
       return term(widened(load(x + c)));
   };
-  typename Choice<kShort, V<Acc>, Wide<Acc>>::type sum[2] =
-      {};  // as a sum waits for the one before
+  // Two, as a sum waits for the one before.
+  typename Choice<kShort, V<Acc>, Wide<Acc>>::type sum[2] = {};
   int64_t c = 0;
   for (; c + 2 * W <= columns; c += 2 * W) {
     sum[0] = sum[0] + terms(c), sum[1] = sum[1] + terms(c + W);
