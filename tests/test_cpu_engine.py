@@ -115,7 +115,7 @@ RECOMPUTING = {f"{name}_backward" for name in {*CHANNELS, "token_gate"}}
         ),
         (
             "bfloat16", "avx512_bf16", "amd", ["avx512f", "avx512bf16"],
-            TOKENS | {"token_gate_backward", "token_mlp_backward"},
+            TOKENS | {"token_gate_backward"},
         ),
         (
             "bfloat16", "amx", "intel", ["avx512f", "avx512bf16"],

@@ -77,7 +77,7 @@ void mlp_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_arg
   const bool activates = first.activation != Activation::kNone;
   const bool rounded = in_bfloat16(x, dy);
 
-  const Images slopes = activates ? new_map<Acc>(x, first.N, rounded) : x;
+  const Images slopes = activates ? new_slopes<Acc>(x, first.N) : x;
   const Images* const kept = activates ? &slopes : nullptr;
   Images hidden = new_map<Acc>(x, first.N, rounded);
   forward(first, x, norm, rounded, &hidden, kept);
@@ -123,7 +123,7 @@ void linear_backward(const Gradients& to, const Tensor& dy_arg, const Tensor& x_
   const bool activates = linear.activation != Activation::kNone;
   const bool rounded = in_bfloat16(x, dy);
 
-  const Images slopes = activates ? new_map<Acc>(x, linear.N, rounded) : dy;
+  const Images slopes = activates ? new_slopes<Acc>(x, linear.N) : dy;
   const Images branch = to[3] ? new_map<Acc>(x, linear.N, rounded) : dy;
   const Images* const kept = activates ? &slopes : nullptr;
   if (activates || to[3]) forward(linear, x, none, rounded, to[3] ? &branch : nullptr, kept);

@@ -20,6 +20,12 @@ Images new_map(const Images& like, int64_t channels, bool rounded) {
                      channels);
 }
 
+// Never rounded, as layers on their own do not round them: the norm's gradients would show it.
+template <class Acc>
+Images new_slopes(const Images& like, int64_t channels) {
+  return new_map<Acc>(like, channels, false);
+}
+
 // The norm over the channels of every position.
 template <class Acc>
 struct PositionNorm {

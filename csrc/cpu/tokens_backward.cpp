@@ -196,9 +196,7 @@ void run_backward(const Mixture<Acc>& mix, const std::string& norm, const Wanted
     return mix_backward(mix, norm == "affine", wanted);
   }
   Wanted behind_norm = wanted;
-  const bool rounded = in_bfloat16(mix.x, mix.dy);
-  const auto dtype = rounded ? mix.x.x.scalar_type() : kScalarType<Acc>;
-  behind_norm.x = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), dtype);
+  behind_norm.x = torch::stable::new_empty(mix.x.x, mix.x.x.sizes(), kScalarType<Acc>);
   behind_norm.norm_weight = behind_norm.norm_bias = std::nullopt;
   mix_backward(mix, false, behind_norm);
   norm_backward(mix, Images::of(*behind_norm.x, Acc{}, "dnormed"), wanted);

@@ -131,6 +131,13 @@ def is_small(dtype: torch.dtype, dy: Tensor, x: Tensor, *inputs) -> str | None:
     return None
 
 
+def lacks_amx(dtype: torch.dtype, *inputs) -> str | None:
+    """Of a backward that without AMX multiplies bfloat16 in float32, which PyTorch need not do."""
+    if dtype == torch.bfloat16 and _native.cpu_engine() == "avx512_bf16":
+        return "not measured where PyTorch's bfloat16 products are fast without AMX"
+    return None
+
+
 def is_small_for_threads(dtype: torch.dtype, dy: Tensor, x: Tensor, *inputs) -> str | None:
     """Of one that computes no product again, and whose threads share images and channels."""
     least = min(SMALL, SMALL_FOR_THREAD * torch.get_num_threads())

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import PRODUCTS, attach_products, images, is_small, loses
+from .._native import PRODUCTS, attach_products, either, images, is_small, lacks_amx, loses
 from .op import token_mlp as op
 
 
@@ -27,5 +27,5 @@ def token_mlp_backward(library, gradients, dy, x, *args) -> None:
 
 attach_products(
     op, token_mlp, token_mlp_backward,
-    loses(op, wins=PRODUCTS), loses(op.backward, is_small, (torch.bfloat16,)),
+    loses(op, wins=PRODUCTS), loses(op.backward, either(is_small, lacks_amx), (torch.bfloat16,)),
 )  # fmt: skip
