@@ -14,24 +14,12 @@ SHIFTMLP_INLINE void for_each_column(int64_t columns, const F& f) {
   if (c < columns) f(c, columns - c);
 }
 
-// The same as `transformed` has it: in float beside an x that takes 16 bits in memory.
-template <class Acc, class T>
-using NormNumber = typename Choice<sizeof(T) == 2, V<Acc>, Wide<Acc>>::type;
-
-template <class Acc, class T>
-SHIFTMLP_INLINE NormNumber<Acc, T> number(As<T>, V<Acc> v) {
-  if constexpr (sizeof(T) == 2)
-    return v;
-  else
-    return widened(v);
-}
-
 template <class Acc, class T>
 SHIFTMLP_INLINE void norm_backward_as(As<T> as, Rows dy, const Transfer<Acc>& given, Rows dx,
                                       Acc* dweight, Acc* dbias) {
   constexpr int64_t kGroup = 32;  // rows whose sums stay in registers
   using Number = NormNumber<Acc, T>;
-  using Scalar = typename Choice<sizeof(T) == 2, Acc, double>::type;
+  using Scalar = NormScalar<Acc, T>;
   const Transfer<Acc> x = given;
   const bool layer = x.norm.mean != nullptr;
   const auto normal = [&](int64_t row, int64_t c, auto count) __attribute__((always_inline)) {

@@ -19,20 +19,16 @@ SHIFTMLP_INLINE double total(Floats v) { return total(widened(v)); }
 template <class Acc, bool kSquared, class T>
 SHIFTMLP_INLINE double sum_row(const T* x, int64_t columns, double mean) {
   constexpr int W = kWidth<Acc>;
-  constexpr bool kShort = sizeof(T) == 2;
-  using Number = typename Choice<kShort, Acc, double>::type;
-  const auto term = [center = static_cast<Number>(mean)](auto v) __attribute__((always_inline)) {
+  using Scalar = NormScalar<Acc, T>;
+  const auto term = [center = static_cast<Scalar>(mean)](auto v) __attribute__((always_inline)) {
     if constexpr (kSquared) return (v - center) * (v - center);
     return v;
   };
   const auto terms = [&](int64_t c) __attribute__((always_inline)) {
-    if constexpr (kShort)
-      return term(load(x + c));
-    else
-      return term(widened(load(x + c)));
+    return term(number<Acc>(As<T>{}, load(x + c)));
   };
   // Two, as a sum waits for the one before.
-  typename Choice<kShort, V<Acc>, Wide<Acc>>::type sum[2] = {};
+  NormNumber<Acc, T> sum[2] = {};
   int64_t c = 0;
   for (; c + 2 * W <= columns; c += 2 * W) {
     sum[0] = sum[0] + terms(c), sum[1] = sum[1] + terms(c + W);
@@ -41,7 +37,7 @@ SHIFTMLP_INLINE double sum_row(const T* x, int64_t columns, double mean) {
   double all = total(sum[0] + sum[1]);
   if (c == columns) return all;
   const V<Acc> last = load<Acc>(x + c, columns - c);
-  for (int64_t i = 0; i < columns - c; ++i) all += term(static_cast<Number>(last[i]));
+  for (int64_t i = 0; i < columns - c; ++i) all += term(static_cast<Scalar>(last[i]));
   return all;
 }
 

@@ -47,6 +47,20 @@ SHIFTMLP_INLINE Floats rounded(Pair v) { return rounded(v, IndicesBelow<kWidth<f
 template <class Acc>
 using Wide = decltype(widened(V<Acc>{}));
 
+// What the norm of a T in memory is computed in: float beside 16 bits, else double.
+template <class Acc, class T>
+using NormScalar = typename Choice<sizeof(T) == 2, Acc, double>::type;
+template <class Acc, class T>
+using NormNumber = typename Choice<sizeof(T) == 2, V<Acc>, Wide<Acc>>::type;
+
+template <class Acc, class T>
+SHIFTMLP_INLINE NormNumber<Acc, T> number(As<T>, V<Acc> v) {
+  if constexpr (sizeof(T) == 2)
+    return v;
+  else
+    return widened(v);
+}
+
 template <class Acc, class Count>
 SHIFTMLP_INLINE V<Acc> load_rows(Rows x, int64_t row, int64_t column, Count count) {
   V<Acc> v;

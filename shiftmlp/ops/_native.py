@@ -125,7 +125,7 @@ def recomputes(dtype: torch.dtype, *inputs) -> str | None:
 
 def is_small(dtype: torch.dtype, dy: Tensor, x: Tensor, *inputs) -> str | None:
     """Of a backward whose fixed costs count beside fast products."""
-    counts = dtype == torch.float32 or _native.cpu_engine() == "amx"
+    counts = dtype == torch.float32 or (dtype == torch.bfloat16 and _native.cpu_engine() == "amx")
     if counts and x.numel() < SMALL:
         return f"measured: in {dtype} faster only from {SMALL} numbers in x on"
     return None
