@@ -2,44 +2,11 @@
 // words, each word two neighbours of k, as in dot.h.
 #pragma once
 
+#include "coarse.h"
 #include "dot.h"
 
 namespace shiftmlp {
 namespace {
-
-// GELU where the result will be rounded to bfloat16: as in activation.h, with a polynomial for
-// P(-t). It errs by 5.2e-5, and at most by a tenth of what rounding x to bfloat16 does.
-SHIFTMLP_INLINE Floats coarse_gelu(Floats x) {
-  const float end = 5;  // from where on it is 0
-  const Floats half = 0.5f * x, t = at_most(absolute(x), end);
-  const Floats p = polynomial(t, -1.58678529e-06f, 4.2203148e-05f, -0.000465648714f, 0.002691478f,
-                              -0.00822284911f, 0.0101424167f, 0.00616323063f, -0.0110843452f,
-                              -0.059559606f, 0.0999470651f);
-  return (half + absolute(half)) - t * ((end - t) * p);
-}
-
-// Its slope, likewise: for P(-t) minus t times the normal density, which errs by 9.8e-5.
-SHIFTMLP_INLINE Floats coarse_slope(Floats x) {
-  const float end = 5;
-  const Floats t = at_most(absolute(x), end);
-  const Floats p = polynomial(t, -1.75084383e-05f, 0.000423008809f, -0.00417219382f, 0.0211709142f,
-                              -0.055716835f, 0.0593412630f, 0.0177913252f, -0.0190977100f,
-                              -0.140568912f, 0.100018129f);
-  const Floats below = (end - t) * p;
-  return (x < 0 ? below : 1 - below) + (x - x);  // NaN at Inf, as PyTorch has it
-}
-
-inline void coarse_activate(Activation activation, float* x, int64_t count, float* y,
-                            bool rounded) {
-  if (!rounded || activation != Activation::kGelu) {
-    return activate_and_slope(activation, x, count, y, rounded);
-  }
-  for (int64_t i = 0; i < count; i += kWidth<float>) {
-    const Floats at = load(x + i);
-    store(y + i, coarse_gelu(at));
-    store(x + i, coarse_slope(at));
-  }
-}
 
 constexpr int kSide = 16;                  // rows of a register, and words of each
 constexpr int kPanel = 2 * kSide;          // rows of the left operand at a time
@@ -129,18 +96,8 @@ inline int64_t strips_of(int64_t lanes) { return (lanes + kStrip - 1) / kStrip; 
 
 // The tile's words and two panels, in 4 bytes an element.
 inline int64_t tile_scratch(int64_t K, int64_t lanes) {
-  return strips_of(lanes) * steps_of(K) * kSide * kStrip + kPanel * gathered_pitch(K);
-}
-
-// A strip of a block as words, zero beyond the last term.
-inline void pair_strip(const float* right, int64_t K, uint32_t* words) {
-  for (int64_t k = 0; k < steps_of(K) * kStepTerms; k += 2, right += 2 * kLanes<float>) {
-    for (int c = 0; c < kStrip; c += kWidth<float>, words += kWidth<float>) {
-      const Floats low = k < K ? load(right + c) : Floats{};
-      const Floats high = k + 1 < K ? load(right + kLanes<float> + c) : Floats{};
-      store(words, paired(low, high));
-    }
-  }
+  const int64_t blocks = (lanes + kLanes<float> - 1) / kLanes<float>;
+  return blocks * pairs_of(K, kStepTerms) * kLanes<float> + kPanel * gathered_pitch(K);
 }
 
 // Rows of the left operand.
@@ -181,26 +138,39 @@ void gather(const Product<float>& product, As<T> as, int64_t n, int64_t k, BFloa
   }
 }
 
-// The sums of one or two registers of rows for a strip of lanes. Between the steps stands other
-// work: the vector units are idle, and what a tile has stored is not soon there for them.
+// The sums of one or two registers of rows for a strip of lanes, from zero or `from` on. Between
+// the steps stands other work: the vector units are idle, and what a tile has stored is not soon
+// there for them.
 template <bool kTwo, class F>
 SHIFTMLP_INLINE void multiply_strip(PanelRows rows, const uint32_t* right, int64_t steps,
-                                    float* sums, const F& between) {
-  constexpr int64_t kRight = kStrip * sizeof(*right), kSums = kLanes<float> * sizeof(*sums);
+                                    const float* from, float* sums, const F& between) {
+  constexpr int64_t kRight = kLanes<float> * sizeof(*right), kSums = kLanes<float> * sizeof(*sums);
   const int64_t pitch = rows.pitch * sizeof(*rows.data);
   const BFloat16 *first = rows.data, *second = first + kSide * rows.pitch;
-  clear_tile<0>(), clear_tile<1>();
-  if constexpr (kTwo) clear_tile<2>(), clear_tile<3>();
-  for (int64_t s = 0; s < steps; ++s, right += kSide * kStrip) {
-    load_tile<4>(first, pitch);
-    load_tile<6>(right, kRight), load_tile<7>(right + kSide, kRight);
+  if (from != nullptr) {
+    load_tile<0>(from, kSums), load_tile<1>(from + kSide, kSums), from += kSide * kLanes<float>;
+    if constexpr (kTwo) load_tile<2>(from, kSums), load_tile<3>(from + kSide, kSums);
+  } else {
+    clear_tile<0>(), clear_tile<1>();
+    if constexpr (kTwo) clear_tile<2>(), clear_tile<3>();
+  }
+  if (steps > 0) {
+    load_tile<4>(first, pitch), load_tile<6>(right, kRight), load_tile<7>(right + kSide, kRight);
+    if constexpr (kTwo) load_tile<5>(second, pitch);
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    const bool more = s + 1 < steps;
+    first += kStepTerms, second += kStepTerms, right += kSide * kLanes<float>;
     dot_tiles<0, 4, 6>(), dot_tiles<1, 4, 7>();
+    if (more) load_tile<4>(first, pitch);
+    if constexpr (kTwo) dot_tiles<2, 5, 6>();
+    if (more) load_tile<6>(right, kRight);
     if constexpr (kTwo) {
-      load_tile<5>(second, pitch);
-      dot_tiles<2, 5, 6>(), dot_tiles<3, 5, 7>();
+      dot_tiles<3, 5, 7>();
+      if (more) load_tile<5>(second, pitch);
     }
+    if (more) load_tile<7>(right + kSide, kRight);
     between(s);
-    first += kStepTerms, second += kStepTerms;
   }
   store_tile<0>(sums, kSums), store_tile<1>(sums + kSide, kSums);
   if constexpr (kTwo) {
@@ -212,23 +182,41 @@ SHIFTMLP_INLINE void multiply_strip(PanelRows rows, const uint32_t* right, int64
 // To where rows n ... n + rows of a block go: activation(sums + bias), or what they are added to.
 inline void finish_sums(const Product<float>& product, int64_t n, int64_t rows, int64_t block,
                         float* sums) {
-  float* const out = product.to ? sums : product.out + (block * product.N + n) * kLanes<float>;
+  constexpr int64_t L = kLanes<float>, W = kWidth<float>;
+  const bool in_pairs = product.pairing.out;
+  float* const out = product.to ? sums : product.out + (block * product.N + n) * L;
   const auto finish = [&](const auto& activated) __attribute__((always_inline)) {
-    for (int64_t r = 0; r < rows; ++r) {
+    const auto number = [&](int64_t r, int64_t lane) __attribute__((always_inline)) {
+      if (r == rows) return Floats{};
       const float constant = product.bias != nullptr ? product.bias[n + r] : 0;
-      for (int64_t i = r * kLanes<float>; i < (r + 1) * kLanes<float>; i += kWidth<float>) {
-        const Floats sum = load(sums + i) + constant;
-        store(out + i, activated(product.accumulate ? load(out + i) + sum : sum));
+      return activated(load(sums + r * L + lane) + constant);
+    };
+    if (in_pairs) {
+      const Pairs pairs = pairs_at(product, n, block, kStepTerms);
+      for (int64_t r = 0; r < rows; r += 2) {
+        uint32_t* const to = pairs.data + r / 2 * pairs.pitch;
+        for (int64_t i = 0; i < L; i += W) store(to + i, paired(number(r, i), number(r + 1, i)));
+      }
+    } else {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < L; i += W) {
+          float* const to = out + r * L + i;
+          store(to, product.accumulate ? load(to) + number(r, i) : number(r, i));
+        }
       }
     }
   };
   if (product.activation == Activation::kGelu) {
-    finish([&](Floats x) __attribute__((always_inline)) { return coarse_gelu(x); });
-  } else {
+    finish([&made = pieces()](Floats x)
+               __attribute__((always_inline)) { return coarse_gelu(x, made); });
+  } else if (product.activation == Activation::kNone) {
     finish([&](Floats x) __attribute__((always_inline)) { return x; });
-    activate_all(product.activation, out, rows * kLanes<float>, out);
+  } else {
+    with_activation(product.activation, [&](Activation a) __attribute__((always_inline)) {
+      finish([=](Floats x) __attribute__((always_inline)) { return activate<float>(x, a); });
+    });
   }
-  if (product.to != nullptr) put_rows(*product.to, n, rows, block, out);
+  if (product.to != nullptr && !in_pairs) put_rows(*product.to, n, rows, block, out);
 }
 
 // While a panel is multiplied, what the one before has become is finished, and the one behind it is
@@ -240,18 +228,24 @@ inline void multiply_tiles(const Product<float>& product) {
   const bool narrow = left.dtype == DType::kBFloat16;
   const bool in_place = narrow && left.column == 1 && steps * kStepTerms <= K + left.zeros;
   const auto stands = [&](int64_t n) { return in_place && n + kPanel <= N; };
+  // Sums that need no more than to be where they belong.
+  const bool plain = product.to == nullptr && !product.pairing.out && product.bias == nullptr &&
+                     product.activation == Activation::kNone;
+  constexpr int64_t L = kLanes<float>;
+  const int64_t strips = strips_of(product.lanes), blocks = (strips + 1) / 2;
+  const int64_t pairs = steps * kSide, words_of_block = pairs * L;
   uint32_t* const words = reinterpret_cast<uint32_t*>(product.scratch);
-  const int64_t strips = strips_of(product.lanes), words_of_strip = steps * kSide * kStrip;
+  const auto* const tile =
+      product.pairing.right ? reinterpret_cast<const uint32_t*>(product.right) : words;
   const int64_t pitch = gathered_pitch(K);
-  auto* gathered = reinterpret_cast<BFloat16*>(words + strips * words_of_strip);
+  auto* gathered = reinterpret_cast<BFloat16*>(words + blocks * words_of_block);
   auto* next_gathered = gathered + kPanel * pitch;
   alignas(64) float both[2][kPanel * kLanes<float>] = {};  // as a strip may be left out
   float *sums = both[0], *last_sums = both[1];
   int64_t last_n = 0, last_block = 0, last_rows = 0;  // the sums that wait to be finished
   const Registers registers;
-  for (int64_t strip = 0; strip < strips; ++strip) {
-    const int64_t first = strip / 2 * K * kLanes<float> + strip % 2 * kStrip;
-    pair_strip(product.right + first, K, words + strip * words_of_strip);
+  for (int64_t block = 0; block < blocks && tile == words; ++block) {
+    pair_rows(product.right + block * K * L, K, pairs, words + block * words_of_block);
   }
   // A step of the panel from n on, unless it can be read as it stands.
   const auto bring = [&](int64_t n, int64_t s) __attribute__((always_inline)) {
@@ -279,20 +273,30 @@ inline void multiply_tiles(const Product<float>& product) {
       const auto between = [&](int64_t s) __attribute__((always_inline)) {
         if (strip == 0) bring(n + kPanel, s);
         const int64_t turn = strip % 2 * steps + s, turns = together * steps;
-        finish(kPanel * turn / turns, kPanel * (turn + 1) / turns);
+        finish(kPanel / 2 * turn / turns * 2, kPanel / 2 * (turn + 1) / turns * 2);
       };
-      const uint32_t* const right = words + strip * words_of_strip;
-      float* const to = sums + strip % 2 * kStrip;
-      N - n <= kSide ? multiply_strip<false>(rows, right, steps, to, between)
-                     : multiply_strip<true>(rows, right, steps, to, between);
+      const uint32_t* const right = tile + strip / 2 * words_of_block + strip % 2 * kStrip;
+      const bool direct = plain && n + kPanel <= N;
+      float* const to =
+          (direct ? product.out + (strip / 2 * N + n) * L : sums) + strip % 2 * kStrip;
+      const float* const from = direct && product.accumulate ? to : nullptr;
+      N - n <= kSide ? multiply_strip<false>(rows, right, steps, from, to, between)
+                     : multiply_strip<true>(rows, right, steps, from, to, between);
       if (strip % 2 + 1 < together) continue;
       if (steps == 0) finish(0, kPanel);
       float* const made = sums;
       sums = last_sums, last_sums = made;
       last_n = n, last_block = strip / 2, last_rows = N - n < kPanel ? N - n : kPanel;
+      if (direct) last_rows = 0;
     }
   }
   finish(0, last_rows);
+  if (!product.pairing.out || product.to != nullptr) return;
+  const int64_t filled = (N + 1) / 2, all = pairs_of(N, kStepTerms);
+  uint32_t* out = reinterpret_cast<uint32_t*>(product.out);
+  for (int64_t block = 0; block < blocks; ++block, out += all * L) {
+    __builtin_memset(out + filled * L, 0, (all - filled) * L * sizeof(*out));
+  }
 }
 
 }  // namespace

@@ -20,27 +20,30 @@ void channel_mlp_as(const Tensor& result, const Tensor& input, const NormArgs& n
   check_shape(x.x, {1, finish.y.rows, first.K}, "x");
   STD_TORCH_CHECK(first.N == last.K && last.N == finish.y.columns, "weights do not fit");
   const ChannelNorm<Acc> norm(norm_args, x.columns);
-  const int64_t chunk = std::min(first.N, kChunk), rows = first.K + chunk + last.N;
-  const Tiling<Acc> tiling(rows, x.rows);
+  const bool paired = first.pairs() && last.pairs();
+  const int64_t chunk = std::min(first.N, kChunk);
+  const int64_t in_rows = tile_rows<Acc>(first.K, paired);
+  const int64_t inner_rows = tile_rows<Acc>(chunk, paired), rows = in_rows + inner_rows + last.N;
+  const Tiling<Acc> tiling(rows, x.rows, paired);
   const int64_t lanes = tiling.lanes;
   const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, chunk), lanes);
   const int64_t memory = rows * lanes + panel_size + 4 * 16;
   const int64_t work = first.N * (first.K + last.N);
-  for_each_tile<Acc>(x.rows, tiling, memory, work,
-                     [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
-                       Acc *in = scratch.take(first.K * lanes),
-                           *inner = scratch.take(chunk * lanes);
-                       Acc *out = scratch.take(last.N * lanes), *panel = scratch.take(panel_size);
-                       norm.pack(x.at(0, position, 0), count, x.columns, in);
-                       int64_t begin = 0, end;
-                       do {
-                         end = std::min(begin + chunk, first.N);
-                         first.part(in, count, inner, panel, begin, end, 0, first.K);
-                         last.part(inner, count, out, panel, 0, last.N, begin, end);
-                         begin = end;
-                       } while (end < first.N);
-                       finish(out, position, count, blocks);
-                     });
+  for_each_tile<Acc>(
+      x.rows, tiling, memory, work,
+      [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+        Acc *in = scratch.take(in_rows * lanes), *inner = scratch.take(inner_rows * lanes);
+        Acc *out = scratch.take(last.N * lanes), *panel = scratch.take(panel_size);
+        norm.pack(x.at(0, position, 0), count, x.columns, paired, in);
+        int64_t begin = 0, end;
+        do {
+          end = std::min(begin + chunk, first.N);
+          first.part(in, count, inner, panel, begin, end, 0, first.K, {paired, paired});
+          last.part(inner, count, out, panel, 0, last.N, begin, end, {paired, false});
+          begin = end;
+        } while (end < first.N);
+        finish(out, position, count, blocks);
+      });
 }
 
 // Pixel (h, w) of a shifted image.
@@ -75,13 +78,15 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
   check_shape(result, {1, positions, linear.N}, "y");
   if (positions == 0) return;
   const Shift shift = unfitted.within(x.H, x.W);
-  const Tiling<Acc> tiling(2 * linear.K + linear.N, finish.y.rows);
+  const bool paired = linear.pairs();
+  const int64_t in_rows = tile_rows<Acc>(linear.K, paired), rows = in_rows + linear.K + linear.N;
+  const Tiling<Acc> tiling(rows, finish.y.rows, paired);
   const int64_t lanes = tiling.lanes, panel_size = engine<Acc>().scratch(linear.K, lanes);
-  const int64_t memory = (2 * linear.K + linear.N) * lanes + panel_size + 4 * 16;
+  const int64_t memory = rows * lanes + panel_size + 4 * 16;
   for_each_tile<Acc>(
       finish.y.rows, tiling, memory, linear.N * linear.K,
       [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
-        Acc *in = scratch.take(linear.K * lanes), *out = scratch.take(linear.N * lanes);
+        Acc *in = scratch.take(in_rows * lanes), *out = scratch.take(linear.N * lanes);
         Acc* const panel = scratch.take(panel_size);
         Acc* gathered = scratch.take(linear.K * lanes);  // in x's type, which is no larger
         with_int<2, 4, 8>(x.x.element_size(), [&](auto size) {
@@ -96,8 +101,9 @@ void shift_linear_as(const Tensor& result, const Tensor& input, const Linear<Acc
                    reinterpret_cast<T*>(gathered) + i * x.C);
           }
         });
-        engine<Acc>().pack({{gathered, dtype, x.C}, count, x.C, true, {}, nullptr, {}, {}}, in);
-        linear(in, count, out, panel);
+        engine<Acc>().pack({{gathered, dtype, x.C}, count, x.C, true, {}, nullptr, {}, {}, paired},
+                           in);
+        linear(in, count, out, panel, {paired, false});
         finish(out, position, count, blocks);
       });
 }
@@ -138,47 +144,64 @@ void shift_mlp_as(const Tensor& result, const Tensor& input, int64_t H, int64_t 
   const Shift shift = unfitted.within(H, W);
   const std::vector<int32_t> source = sources(shift, H, W);
 
-  const int64_t image_bytes = pixels * D * static_cast<int64_t>(sizeof(Acc));
-  const int64_t at_a_time = std::max<int64_t>(1, kBytesAtATime / (image_bytes + 1)) * pixels;
-  const int64_t pitch = (std::min(at_a_time, x.rows) + 15) / 16 * 16 + 16;  // no power of two
-  constexpr int64_t kMargin = 16;  // that the engine reads, too
-  Scratch<Acc> map_memory(D * pitch + 2 * kMargin);
-  Acc* const map = map_memory.take(D * pitch + 2 * kMargin) + kMargin;
+  // A paired map holds words of two channels, which a shift must not part.
+  bool paired = first.pairs() && last.pairs();
+  for (int32_t g = 0; g <= shift.count; ++g) {
+    const Channels channels = shift.channels(g, D);
+    const bool none = channels.begin >= channels.end;
+    paired = paired && (none || (channels.stride == 1 && channels.begin % 2 == 0));
+  }
+  const int64_t in_rows = tile_rows<Acc>(first.K, paired);
+  const int64_t hidden_rows = tile_rows<Acc>(D, paired), map_rows = paired ? ceil_div(D, 2) : D;
 
-  const Tiling<Acc> tiling(std::max(first.K, last.N) + D, x.rows);
-  const int64_t lanes = tiling.lanes, unit = engine<Acc>().lanes;
+  const int64_t unit = engine<Acc>().lanes;
+  const int64_t image_bytes = pixels * map_rows * static_cast<int64_t>(sizeof(Acc));
+  const int64_t at_a_time = std::max<int64_t>(1, kBytesAtATime / (image_bytes + 1)) * pixels;
+  const int64_t pitch = ceil_div(std::min(at_a_time, x.rows), unit) * unit + 16;  // no power of two
+  constexpr int64_t kMargin = 16;  // that the engine reads, too
+  Scratch<Acc> map_memory(map_rows * pitch + 2 * kMargin);
+  Acc* const map = map_memory.take(map_rows * pitch + 2 * kMargin) + kMargin;
+
+  const int64_t rows_in_tiles = std::max(in_rows, last.N) + hidden_rows;
+  const Tiling<Acc> tiling(rows_in_tiles, x.rows, paired);
+  const int64_t lanes = tiling.lanes;
   const int64_t panel_size = engine<Acc>().scratch(std::max(first.K, D), lanes);
-  const int64_t memory = (std::max(first.K, last.N) + D) * lanes + panel_size + 3 * 16;
+  const int64_t memory = rows_in_tiles * lanes + panel_size + 3 * 16;
   for (int64_t begin = 0; begin < x.rows; begin += at_a_time) {
     const int64_t rows = std::min(at_a_time, x.rows - begin);
     for_each_tile<Acc>(rows, tiling, memory, D * first.K,
                        [&](int64_t position, int64_t count, int64_t, auto& scratch) {
-                         Acc *in = scratch.take(first.K * lanes), *panel = scratch.take(panel_size);
-                         norm.pack(x.at(0, begin + position, 0), count, x.columns, in);
+                         Acc *in = scratch.take(in_rows * lanes), *panel = scratch.take(panel_size);
+                         norm.pack(x.at(0, begin + position, 0), count, x.columns, paired, in);
                          const Rows hidden{map + position, kDType<Acc>, pitch};
                          first.apply(in, count, {hidden, D, count, false, {}, nullptr, {}, {}},
-                                     panel);
+                                     panel, {paired, paired});
                        });
-    for_each_tile<Acc>(rows, tiling, memory, D * last.N,
-                       [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
-                         Acc *out = scratch.take(last.N * lanes), *hidden = scratch.take(D * lanes);
-                         Acc* const panel = scratch.take(panel_size);
-                         int64_t from[kMaxLanes];
-                         for (int32_t g = 0; g <= shift.count; ++g) {
-                           for (int64_t i = 0; i < blocks * unit; ++i) {
-                             const int64_t pixel = (position + i) % pixels,
-                                           image = position + i - pixel;
-                             const int32_t at = source[g * pixels + pixel];
-                             from[i] = at < 0 || i >= count ? -1 : image + at;
-                           }
-                           const Channels channels = shift.channels(g, D);
-                           engine<Acc>().gather({map, pitch, from, D, blocks, channels.begin,
-                                                 channels.end, channels.stride},
-                                                hidden);
-                         }
-                         last(hidden, count, out, panel);
-                         finish(out, begin + position, count, blocks);
-                       });
+    for_each_tile<Acc>(
+        rows, tiling, memory, D * last.N,
+        [&](int64_t position, int64_t count, int64_t blocks, auto& scratch) {
+          Acc* const out = scratch.take(last.N * lanes);
+          Acc* const hidden = scratch.take(hidden_rows * lanes);
+          Acc* const panel = scratch.take(panel_size);
+          int64_t from[kMaxLanes];
+          for (int32_t g = 0; g <= shift.count; ++g) {
+            for (int64_t i = 0; i < blocks * unit; ++i) {
+              const int64_t pixel = (position + i) % pixels, image = position + i - pixel;
+              const int32_t at = source[g * pixels + pixel];
+              from[i] = at < 0 || i >= count ? -1 : image + at;
+            }
+            Channels rows = shift.channels(g, D);
+            if (paired) rows.begin = (rows.begin + 1) / 2, rows.end = (rows.end + 1) / 2;
+            engine<Acc>().gather(
+                {map, pitch, from, hidden_rows, blocks, rows.begin, rows.end, rows.stride}, hidden);
+          }
+          for (int64_t b = 0; b < blocks; ++b) {
+            Acc* const block = hidden + b * hidden_rows * unit;
+            std::fill(block + map_rows * unit, block + hidden_rows * unit, Acc{});
+          }
+          last(hidden, count, out, panel, {paired, false});
+          finish(out, begin + position, count, blocks);
+        });
   }
 }
 

@@ -21,10 +21,10 @@ struct ChannelNorm {
   }
 
   // tile = norm(x), turned.
-  void pack(Rows x, int64_t rows, int64_t columns, Acc* tile) const {
+  void pack(Rows x, int64_t rows, int64_t columns, bool paired, Acc* tile) const {
     double mean[kMaxLanes], rstd[kMaxLanes];
     if (layer) engine<Acc>().moments(x, rows, columns, eps, mean, rstd);
-    engine<Acc>().pack({x, rows, columns, true, with(mean, rstd), nullptr, {}, {}}, tile);
+    engine<Acc>().pack({x, rows, columns, true, with(mean, rstd), nullptr, {}, {}, paired}, tile);
   }
   // to.memory = norm(tile), turned, and what `to` does with it.
   void unpack(const Acc* tile, int64_t blocks, Transfer<Acc> to) const {

@@ -5,7 +5,7 @@
 // and paired in scratch, as a layer on its own would have rounded its input.
 #pragma once
 
-#include "gemm.h"
+#include "pairs.h"
 
 namespace shiftmlp {
 namespace {
@@ -31,41 +31,6 @@ SHIFTMLP_INLINE Floats dot(Floats sum, Words a, Words b) {
   sum = flushed(flushed(sum) + flushed(a & 0xffff0000) * flushed(b & 0xffff0000));
   return flushed(sum + flushed(a << 16) * flushed(b << 16));
 #endif
-}
-
-SHIFTMLP_INLINE void store(uint32_t* y, Words v) { __builtin_memcpy(y, &v, sizeof(v)); }
-
-using Halves = VectorOf<uint16_t, 2 * kWidth<float>>::type;
-
-template <int... kHalf>
-SHIFTMLP_INLINE Words interleaved(Halves low_high, Indices<kHalf...>) {
-  constexpr int W = kWidth<float>;
-  return (Words)__builtin_shufflevector(low_high, low_high, (kHalf / 2 + kHalf % 2 * W)...);
-}
-
-// The two rounded, one behind the other.
-SHIFTMLP_INLINE Halves narrowed(Floats low, Floats high) {
-#ifdef SHIFTMLP_NARROW_TWO
-  return (Halves)SHIFTMLP_NARROW_TWO(low, high);
-#else
-  const Shorts both[] = {narrow(low, BFloat16{}), narrow(high, BFloat16{})};
-  return read<Halves>(&both);
-#endif
-}
-
-// The two rounded and side by side in words.
-SHIFTMLP_INLINE Words paired(Floats low, Floats high) {
-  return interleaved(narrowed(low, high), IndicesBelow<2 * kWidth<float>>::type{});
-}
-
-// The words of a block's rows, zero beyond the last.
-inline void pair_rows(const float* right, int64_t K, uint32_t* words) {
-  for (int64_t k = 0; k < K; k += 2, right += 2 * kLanes<float>, words += kLanes<float>) {
-    for (int c = 0; c < kLanes<float>; c += kWidth<float>) {
-      const Floats high = k + 1 < K ? load(right + kLanes<float> + c) : Floats{};
-      store(words + c, paired(load(right + c), high));
-    }
-  }
 }
 
 // Up to kPairRows rows of the left operand: word (r, p) is at r * row + p * step. Behind the last
@@ -140,19 +105,32 @@ SHIFTMLP_INLINE void multiply_pair_rows(int64_t rows, PairPanel panel, const uin
 }
 
 inline void multiply_pairs(const Product<float>& product) {
-  const int64_t K = product.K, N = product.N;
+  constexpr int64_t L = kLanes<float>, kMultiple = 2;
+  const int64_t K = product.K, N = product.N, pairs = pairs_of(K, kMultiple);
   uint32_t* const words = reinterpret_cast<uint32_t*>(product.scratch);
-  uint32_t* const gathered = words + (K + 1) / 2 * kLanes<float>;
-  for (int64_t block = 0; block * kLanes<float> < product.lanes; ++block) {
-    pair_rows(product.right + block * K * kLanes<float>, K, words);
+  uint32_t* const gathered = words + pairs * L;
+  for (int64_t block = 0; block * L < product.lanes; ++block) {
+    const bool ready = product.pairing.right;
+    const float* const tile = product.right + block * (ready ? pairs : K) * L;
+    if (!ready) pair_rows(tile, K, pairs, words);
+    const uint32_t* const right = ready ? reinterpret_cast<const uint32_t*>(tile) : words;
     for (int64_t n = 0; n < N; n += kPairRows) {
       const int64_t rows = N - n < kPairRows ? N - n : kPairRows;
       PairPanel panel = pair_panel_of(product, n, rows, gathered);
-      finish_rows<kPairRows>(product, n, rows, block, [&](const float* bias, float* out) {
-        for (int c = 0; c < kLanes<float>; c += kPairColumns * kWidth<float>, panel.ahead = 0) {
-          multiply_pair_rows(rows, panel, words + c, bias, product.accumulate, out + c);
+      const auto make = [&](const float* bias, float* out) {
+        for (int c = 0; c < L; c += kPairColumns * kWidth<float>, panel.ahead = 0) {
+          multiply_pair_rows(rows, panel, right + c, bias, product.accumulate, out + c);
         }
-      });
+      };
+      if (!product.pairing.out) {
+        finish_rows<kPairRows>(product, n, rows, block, make);
+        continue;
+      }
+      alignas(64) float piece[kPairRows * L];
+      make(product.bias == nullptr ? nullptr : product.bias + n, piece);
+      activate_all(product.activation, piece, rows * L, piece);
+      const Pairs to = pairs_at(product, n, block, kMultiple);
+      pair_rows(piece, rows, (rows + 1) / 2, to.data, to.pitch);
     }
   }
 }

@@ -4,6 +4,9 @@
 // independent column of the problem, a block as many lanes as a product keeps in registers. Tokens
 // mix with channels as lanes, channels with tokens as lanes; only `pack` and `unpack` know which.
 //
+// The right operand of a product that rounds it to bfloat16 can stand in a paired tile as well,
+// [block][pair of rows][lane]: words of two neighbours, the first in the lower half.
+//
 // Plain data and no function, so that no code of one instruction set can be linked into another.
 #pragma once
 
@@ -51,9 +54,15 @@ struct Transfer {
   int64_t rows, columns;
   bool turned;
   Norm<Acc> norm;
-  const Acc* scale;  // for every column, or null
-  Rows factor;       // for every element; without data: none
-  Rows residual;     // the same
+  const Acc* scale;     // for every column, or null
+  Rows factor;          // for every element; without data: none
+  Rows residual;        // the same
+  bool paired = false;  // whether the tile is
+};
+
+// Which tiles of a product are paired.
+struct Pairing {
+  bool right = false, out = false;
 };
 
 // out = activation(left * right + bias), or out += left * right, for the blocks of `lanes` lanes.
@@ -69,6 +78,7 @@ struct Product {
   Acc* scratch;                       // Engine::scratch(K, lanes) elements
   const Transfer<Acc>* to = nullptr;  // where the result goes, without `accumulate`, not to a tile
   bool rounded = false;               // whether the left operand may be rounded to bfloat16
+  Pairing pairing = {};               // with `out` paired, `to` is words as well, and no more
 };
 
 // Every stride-th row of a tile from `begin` to `end`: its lane i is map[row * pitch + from[i]], or
@@ -88,6 +98,9 @@ struct Engine {
   // Rows of bfloat16 weights are read fastest from the beginning of a line on, filled up with zeros
   // to a multiple of so many terms, a power of two; 1: it is all the same.
   int64_t terms;
+  // Products with bfloat16 weights read paired tiles, whose rows are filled up with zeros to a
+  // multiple of so many; 0: they do not.
+  int64_t pairs;
   // Elements that a product needs to work in; more terms or lanes need no less.
   int64_t (*scratch)(int64_t K, int64_t lanes);
   // mean and 1 / sqrt(variance + eps) of every row in memory, in two passes.

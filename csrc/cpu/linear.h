@@ -79,28 +79,34 @@ struct Linear {
     STD_TORCH_CHECK(K == rows, name, " must have ", rows, " columns, got ", K);
   }
 
-  void operator()(const Acc* x, int64_t lanes, Acc* y, Acc* scratch) const {
-    apply(x, lanes, y, scratch, activation);
+  // Whether a product rounds x, so that its tile may be paired.
+  bool pairs() const { return engine<Acc>().pairs != 0 && dtype == DType::kBFloat16; }
+
+  void operator()(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, Pairing pairing = {}) const {
+    apply(x, lanes, y, scratch, activation, pairing);
   }
-  void apply(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, Activation activation) const {
-    engine<Acc>().multiply(
-        {left.operand, x, bias.at(0), y, N, K, lanes, activation, false, scratch});
+  void apply(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, Activation activation,
+             Pairing pairing = {}) const {
+    engine<Acc>().multiply({left.operand, x, bias.at(0), y, N, K, lanes, activation, false, scratch,
+                            nullptr, false, pairing});
   }
   // The same into memory.
-  void apply(const Acc* x, int64_t lanes, const Transfer<Acc>& y, Acc* scratch) const {
-    engine<Acc>().multiply(
-        {left.operand, x, bias.at(0), nullptr, N, K, lanes, activation, false, scratch, &y});
+  void apply(const Acc* x, int64_t lanes, const Transfer<Acc>& y, Acc* scratch,
+             Pairing pairing = {}) const {
+    engine<Acc>().multiply({left.operand, x, bias.at(0), nullptr, N, K, lanes, activation, false,
+                            scratch, &y, false, pairing});
   }
 
   // The same for some rows of w, as far as its columns k0 ... k1 go: parts with k0 > 0 add to y.
   void part(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, int64_t n0, int64_t n1, int64_t k0,
-            int64_t k1) const {
+            int64_t k1, Pairing pairing) const {
     Operand some = left.operand;
     const char* data = static_cast<const char*>(some.data);
     some.data = data + (n0 * some.row + k0 * some.column) * w.element_size();
     some.block = k1 - k0, some.zeros = k1 == K ? some.zeros : 0;
     engine<Acc>().multiply({some, x, k0 ? nullptr : bias.at(n0), y, n1 - n0, k1 - k0, lanes,
-                            k1 == K ? activation : Activation::kNone, k0 > 0, scratch});
+                            k1 == K ? activation : Activation::kNone, k0 > 0, scratch, nullptr,
+                            false, pairing});
   }
 
   // w^T, for so many products with it that a copy with dense rows is repaid, or as it stands.

@@ -80,6 +80,7 @@ template <class Acc>
 constexpr Engine<Acc> kEngine = {
     kLanes<Acc>,
     1,  // terms
+    0,
     gather_scratch<Acc>,
     moments<Acc>,
     lane_moments<Acc>,

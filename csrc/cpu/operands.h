@@ -57,7 +57,7 @@ DType readable(const Tensor& x, const char* name) {
   return dtype;
 }
 
-constexpr int64_t kMaxLanes = 128;  // of a block in any engine, and of a tile
+constexpr int64_t kMaxLanes = 256;  // of a block in any engine, and of a tile
 
 // (n,) in the accumulator's type, or nothing.
 template <class Acc>
@@ -158,17 +158,26 @@ template <class Acc>
 struct Tiling {
   int64_t lanes, blocks;  // of a tile
 
-  explicit Tiling(int64_t rows, int64_t in_all = std::numeric_limits<int64_t>::max()) {
-    // Enough lanes to repay the reading of the weights, which AVX-512 multiplies twice as fast.
-    const int64_t unit = engine<Acc>().lanes, most = unit < 64 ? 64 : 128;
-    const int64_t fitting = tile_bytes() / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
+  explicit Tiling(int64_t rows, int64_t in_all = std::numeric_limits<int64_t>::max(),
+                  bool paired = false) {
+    // Enough lanes to repay the reading of the weights: the faster the products, the more.
+    const int64_t unit = engine<Acc>().lanes, most = paired ? kMaxLanes : unit < 64 ? 64 : 128;
+    const int64_t bytes = paired ? tile_bytes() / 2 * 3 : tile_bytes();
+    const int64_t fitting = bytes / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
     const int64_t share = (in_all - 1) / torch::stable::get_num_threads() / unit + 1;
-    blocks = std::clamp<int64_t>(std::min(fitting, share), 1, std::min(most, kMaxLanes) / unit);
+    blocks = std::clamp<int64_t>(std::min(fitting, share), 1, most / unit);
     lanes = blocks * unit;
   }
 
   int64_t blocks_of(int64_t count) const { return ceil_div(count, engine<Acc>().lanes); }
 };
+
+// Rows of elements that a tile takes.
+template <class Acc>
+int64_t tile_rows(int64_t rows, bool paired) {
+  const int64_t pairs = engine<Acc>().pairs;
+  return paired ? ceil_div(rows, pairs) * pairs / 2 : rows;
+}
 
 // In parallel f(begin, end) over [0, count), where each costs `work` multiply-adds.
 template <class F>

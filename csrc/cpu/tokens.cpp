@@ -25,14 +25,17 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
   const Vector<Acc> scale(scale_args, x.columns, "scale");
   const TokenNorm<Acc> norm(x, norm_args.kind, norm_args.weight, norm_args.bias, norm_args.eps);
 
-  const int64_t hidden = layers.size() > 1 ? first.N : 0, rows = x.rows + hidden;
-  const Tiling<Acc> tiling(rows, x.count * x.columns);
+  const int64_t hidden = layers.size() > 1 ? first.N : 0;
+  const bool paired = first.pairs() && last.pairs();
+  const int64_t in_rows = tile_rows<Acc>(x.rows, paired);
+  const int64_t inner_rows = tile_rows<Acc>(hidden, paired), rows = in_rows + inner_rows;
+  const Tiling<Acc> tiling(rows, x.count * x.columns, paired);
   const int64_t panel = engine<Acc>().scratch(std::max(first.K, last.K), tiling.lanes);
   const int64_t memory = rows * tiling.lanes + panel + 4 * 16;
   const int64_t work = first.N * first.K + hidden * last.N;
   for_each_piece<Acc>(x.count, x.columns, tiling, memory, work, [&](Piece at, auto& scratch) {
     const int64_t lanes = tiling.lanes;
-    Acc *in = scratch.take(x.rows * lanes), *inner = scratch.take(hidden * lanes);
+    Acc *in = scratch.take(in_rows * lanes), *inner = scratch.take(inner_rows * lanes);
     Acc* weights = scratch.take(panel);
     engine<Acc>().pack({x.at(at.image, 0, at.channel),
                         x.rows,
@@ -41,12 +44,13 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
                         norm.at(at.image, at.channel),
                         nullptr,
                         {},
-                        {}},
+                        {},
+                        paired},
                        in);
     const auto rows_of = [&](const Images& images) {
       return images.data ? images.at(at.image, 0, at.channel) : Rows{};
     };
-    if (hidden) first(in, at.channels, inner, weights);
+    if (hidden) first(in, at.channels, inner, weights, {paired, paired});
     last.apply(hidden ? inner : in, at.channels,
                {y.at(at.image, 0, at.channel),
                 y.rows,
@@ -56,7 +60,7 @@ void mix(const Tensor& result, const Tensor& input, const NormArgs& norm_args,
                 scale.at(at.channel),
                 rows_of(factor),
                 rows_of(residual)},
-               weights);
+               weights, {paired, false});
   });
 }
 
