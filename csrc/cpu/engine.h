@@ -94,7 +94,8 @@ struct Gathering {
 
 template <class Acc>
 struct Engine {
-  int64_t lanes;  // of a block
+  int64_t lanes;       // of a block
+  int64_t tile_lanes;  // of a tile, at most: to repay the reading of the weights
   // Rows of bfloat16 weights are read fastest from the beginning of a line on, filled up with zeros
   // to a multiple of so many terms, a power of two; 1: it is all the same.
   int64_t terms;

@@ -19,6 +19,7 @@ const shiftmlp::Engines* shiftmlp_engines_amx() noexcept {
   static const Engines engines = []() noexcept {
     Engines changed = *shiftmlp_engines_avx512();
     changed.name = "amx";
+    changed.single.tile_lanes = 256;
     changed.single.terms = kStepTerms;
     changed.single.scratch = tile_scratch;
     changed.single.activate = coarse_activate;

@@ -79,8 +79,9 @@ void norm_backward(Rows dy, const Transfer<Acc>& x, Rows dx, Acc* dweight, Acc* 
 template <class Acc>
 constexpr Engine<Acc> kEngine = {
     kLanes<Acc>,
-    1,  // terms
-    0,
+    kLanes<Acc> < 64 ? 64 : 128,  // tile_lanes
+    1,                            // terms
+    0,                            // pairs
     gather_scratch<Acc>,
     moments<Acc>,
     lane_moments<Acc>,

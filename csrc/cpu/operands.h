@@ -160,12 +160,12 @@ struct Tiling {
 
   explicit Tiling(int64_t rows, int64_t in_all = std::numeric_limits<int64_t>::max(),
                   bool paired = false) {
-    // Enough lanes to repay the reading of the weights: the faster the products, the more.
-    const int64_t unit = engine<Acc>().lanes, most = paired ? kMaxLanes : unit < 64 ? 64 : 128;
+    const int64_t unit = engine<Acc>().lanes;
+    const int64_t most = std::min(engine<Acc>().tile_lanes, kMaxLanes) / unit;
     const int64_t bytes = paired ? tile_bytes() / 2 * 3 : tile_bytes();
     const int64_t fitting = bytes / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
     const int64_t share = (in_all - 1) / torch::stable::get_num_threads() / unit + 1;
-    blocks = std::clamp<int64_t>(std::min(fitting, share), 1, most / unit);
+    blocks = std::clamp<int64_t>(std::min(fitting, share), 1, most);
     lanes = blocks * unit;
   }
 
