@@ -119,7 +119,7 @@ RECOMPUTING = {f"{name}_backward" for name in {*CHANNELS, "token_gate"}}
         ),
         (
             "bfloat16", "amx", "intel", ["avx512f", "avx512bf16"],
-            TOKENS | {"token_gate_backward"},
+            TOKENS | CHANNELS | {"token_gate_backward"},
         ),
     ],
 )  # fmt: skip

@@ -132,7 +132,7 @@ def is_small(dtype: torch.dtype, dy: Tensor, x: Tensor, *inputs) -> str | None:
 
 
 def lacks_amx(dtype: torch.dtype, *inputs) -> str | None:
-    """Of a backward that without AMX multiplies bfloat16 in float32, which PyTorch need not do."""
+    """Of what was measured to be faster with AMX, as PyTorch is, and not without."""
     if dtype == torch.bfloat16 and _native.cpu_engine() == "avx512_bf16":
         return "not measured where PyTorch's bfloat16 products are fast without AMX"
     return None

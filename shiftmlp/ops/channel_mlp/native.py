@@ -1,9 +1,10 @@
 """Hands channel_mlp to the compiled kernels of csrc/cpu and csrc/cuda."""
 
+import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import attach_products, loses, one_image, recomputes
+from .._native import attach_products, lacks_amx, loses, one_image, recomputes
 from .op import channel_mlp as op
 
 
@@ -27,4 +28,7 @@ def channel_mlp_backward(library, gradients, dy, x, *args) -> None:
     library.channel_mlp_backward([one_image(dx), *rest], one_image(dy), one_image(x), *args)
 
 
-attach_products(op, channel_mlp, channel_mlp_backward, loses(op), loses(op.backward, recomputes))
+attach_products(
+    op, channel_mlp, channel_mlp_backward,
+    loses(op, lacks_amx, (torch.bfloat16,)), loses(op.backward, recomputes),
+)  # fmt: skip
