@@ -206,6 +206,9 @@ inline void finish_sums(const Product<float>& product, int64_t n, int64_t rows, 
       }
     }
   };
+  if (product.to != nullptr && !in_pairs && product.activation == Activation::kNone) {
+    return put_rows(*product.to, n, rows, block, sums, product.bias);
+  }
   if (product.activation == Activation::kGelu) {
     finish([&made = pieces()](Floats x)
                __attribute__((always_inline)) { return coarse_gelu(x, made); });

@@ -130,7 +130,7 @@ Panel<Acc> panel_of(const Product<Acc>& product, int64_t n, int64_t rows) {
   return panel;
 }
 
-// Rows n ... n + rows of a block into the cache, and from a tile to where they go.
+// Rows n ... n + rows of a block into the cache, and from a tile, with their bias, to their place.
 template <class Acc>
 void fetch_rows(const Transfer<Acc>& to, int64_t n, int64_t rows, int64_t block) {
   for (int64_t r = n; r < n + rows; ++r) {
@@ -140,17 +140,19 @@ void fetch_rows(const Transfer<Acc>& to, int64_t n, int64_t rows, int64_t block)
 }
 
 template <class Acc>
-void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block, const Acc* tile) {
+void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block, const Acc* tile,
+              const Acc* bias = nullptr) {
   with_known(given, [&](const Transfer<Acc> to) __attribute__((always_inline)) {
     with_element<Acc>(to.memory.dtype, [&](auto as) __attribute__((always_inline)) {
       const Acc* from = tile;
       for (int64_t r = n; r < n + rows; ++r) {
         for (int lane = 0; lane < kLanes<Acc>; lane += kWidth<Acc>, from += kWidth<Acc>) {
           const int64_t c = block * kLanes<Acc> + lane;
+          const V<Acc> v = bias == nullptr ? load(from) : load(from) + bias[r];
           if (c + kWidth<Acc> <= to.columns) {
-            put(to, as, r, c, All{}, load(from));
+            put(to, as, r, c, All{}, v);
           } else {
-            put(to, as, r, c, to.columns - c, load(from));
+            put(to, as, r, c, to.columns - c, v);
           }
         }
       }
