@@ -138,9 +138,9 @@ void gather(const Product<float>& product, As<T> as, int64_t n, int64_t k, BFloa
   }
 }
 
-// The sums of one or two registers of rows for a strip of lanes, from zero or `from` on. Between
-// the steps stands other work: the vector units are idle, and what a tile has stored is not soon
-// there for them.
+// The sums of one or two registers of rows for a strip of lanes, from zero or `from` on. A register
+// is loaded for the next step as soon as this one has read it. Between the steps stands other work:
+// the vector units are idle, and what a tile has stored is not soon there for them.
 template <bool kTwo, class F>
 SHIFTMLP_INLINE void multiply_strip(PanelRows rows, const uint32_t* right, int64_t steps,
                                     const float* from, float* sums, const F& between) {

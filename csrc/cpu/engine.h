@@ -78,7 +78,7 @@ struct Product {
   Acc* scratch;                       // Engine::scratch(K, lanes) elements
   const Transfer<Acc>* to = nullptr;  // where the result goes, without `accumulate`, not to a tile
   bool rounded = false;               // whether the left operand may be rounded to bfloat16
-  Pairing pairing = {};               // with `out` paired, `to` is words as well, and no more
+  Pairing pairing = {};               // with `out`, the memory of `to` takes words as they are
 };
 
 // Every stride-th row of a tile from `begin` to `end`: its lane i is map[row * pitch + from[i]], or

@@ -130,7 +130,7 @@ Panel<Acc> panel_of(const Product<Acc>& product, int64_t n, int64_t rows) {
   return panel;
 }
 
-// Rows n ... n + rows of a block into the cache, and from a tile, with their bias, to their place.
+// Rows n ... n + rows of a block into the cache, and from a tile, plus their bias, to their place.
 template <class Acc>
 void fetch_rows(const Transfer<Acc>& to, int64_t n, int64_t rows, int64_t block) {
   for (int64_t r = n; r < n + rows; ++r) {

@@ -162,6 +162,7 @@ struct Tiling {
                   bool paired = false) {
     const int64_t unit = engine<Acc>().lanes;
     const int64_t most = std::min(engine<Acc>().tile_lanes, kMaxLanes) / unit;
+    // Products that read paired tiles are fast, so that more lanes are worth more of the cache.
     const int64_t bytes = paired ? tile_bytes() / 2 * 3 : tile_bytes();
     const int64_t fitting = bytes / static_cast<int64_t>(sizeof(Acc)) / (rows + 1) / unit;
     const int64_t share = (in_all - 1) / torch::stable::get_num_threads() / unit + 1;
