@@ -153,6 +153,15 @@ def test_ctrl_c_exits_with_130(monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_a_reader_may_leave_early():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "shiftmlp", "info"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch, capsys):
     with _console.Progress("work", 2) as progress:
         progress.step("one")

@@ -1,10 +1,12 @@
 """The command line: one module for each command, with ``add_arguments`` and ``run``.
 
-Exit status: 0; 1 where a check failed; 2 where the user's request cannot be met; 130 after Ctrl-C.
+Exit status: 0; 1 where a check failed; 2 where the user's request cannot be met; 130 after Ctrl-C;
+141 where the output's reader has gone.
 """
 
 import argparse
 import importlib
+import os
 import sys
 
 from .._version import __version__
@@ -35,10 +37,16 @@ def main(argv: list[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     args = parser.parse_args(argv)
     try:
-        return args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"{args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Python flushes once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
