@@ -96,7 +96,7 @@ inline int64_t strips_of(int64_t lanes) { return (lanes + kStrip - 1) / kStrip; 
 
 // The tile's words and two panels, in 4 bytes an element.
 inline int64_t tile_scratch(int64_t K, int64_t lanes) {
-  const int64_t blocks = (lanes + kLanes<float> - 1) / kLanes<float>;
+  const int64_t blocks = (strips_of(lanes) + 1) / 2;
   return blocks * pairs_of(K, kStepTerms) * kLanes<float> + kPanel * gathered_pitch(K);
 }
 

@@ -48,13 +48,15 @@ struct Pieces {
     }
   }
 };
+
 // Made when it is first asked for: at load, the processor may have no such registers.
 inline const Pieces& pieces() {
   static const Pieces made;
   return made;
 }
 
-// It errs by 4.8e-5 at most, as much as the rounding of results from 0.025 on; below -4.35 it is 0.
+// x times that function. It errs by 4.8e-5 at most, as much as the rounding of results from 0.025
+// on; below -4.35 it is 0.
 SHIFTMLP_INLINE Floats coarse_gelu(Floats x, const Pieces& pieces) {
   const Floats t = within_magnitude(x, 15 * kPiece);
   const Words k = (Words)(t * (1 / kPiece) + 0x1.8p23f);
@@ -65,7 +67,7 @@ SHIFTMLP_INLINE Floats coarse_gelu(Floats x, const Pieces& pieces) {
   return x * ((coefficient(2) * t + coefficient(1)) * t + coefficient(0));
 }
 
-// Its slope, likewise: for P(-t) minus t times the normal density, which errs by 9.8e-5.
+// Its slope, by a polynomial for P(-t) minus t times the normal density, which errs by 9.8e-5.
 SHIFTMLP_INLINE Floats coarse_slope(Floats x) {
   const float end = 5;
   const Floats t = at_most(absolute(x), end);

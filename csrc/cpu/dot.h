@@ -12,6 +12,7 @@ namespace {
 
 // 24 sums, 2 registers of the tile and the broadcast ones; a block's lanes take two turns.
 constexpr int kPairRows = 12, kPairColumns = 2;
+constexpr int64_t kPairTerms = 2;  // that a paired tile's rows are filled up to
 
 // The tile's words and a panel's.
 inline int64_t pair_scratch(int64_t K, int64_t) {
@@ -105,8 +106,8 @@ SHIFTMLP_INLINE void multiply_pair_rows(int64_t rows, PairPanel panel, const uin
 }
 
 inline void multiply_pairs(const Product<float>& product) {
-  constexpr int64_t L = kLanes<float>, kMultiple = 2;
-  const int64_t K = product.K, N = product.N, pairs = pairs_of(K, kMultiple);
+  constexpr int64_t L = kLanes<float>;
+  const int64_t K = product.K, N = product.N, pairs = pairs_of(K, kPairTerms);
   uint32_t* const words = reinterpret_cast<uint32_t*>(product.scratch);
   uint32_t* const gathered = words + pairs * L;
   for (int64_t block = 0; block * L < product.lanes; ++block) {
@@ -129,7 +130,7 @@ inline void multiply_pairs(const Product<float>& product) {
       alignas(64) float piece[kPairRows * L];
       make(product.bias == nullptr ? nullptr : product.bias + n, piece);
       activate_all(product.activation, piece, rows * L, piece);
-      const Pairs to = pairs_at(product, n, block, kMultiple);
+      const Pairs to = pairs_at(product, n, block, kPairTerms);
       pair_rows(piece, rows, (rows + 1) / 2, to.data, to.pitch);
     }
   }

@@ -24,10 +24,7 @@ const shiftmlp::Engines* shiftmlp_engines_amx() noexcept {
     changed.single.scratch = tile_scratch;
     changed.single.activate = coarse_activate;
     changed.single.pairs = kStepTerms;
-    changed.single.pack = [](const Transfer<float>& from, float* tile) {
-      from.paired ? pack_pairs<kStepTerms>(from, tile)
-                  : shiftmlp_engines_avx512()->single.pack(from, tile);
-    };
+    changed.single.pack = pack_either<kStepTerms>;
     changed.single.multiply = [](const Product<float>& product) {
       const bool tiles = product.rounded || product.left.dtype == DType::kBFloat16;
       tiles ? multiply_tiles(product) : shiftmlp_engines_avx512()->single.multiply(product);

@@ -19,10 +19,8 @@ const shiftmlp::Engines* shiftmlp_engines_avx512_bf16() noexcept {
     Engines changed = *shiftmlp_engines_avx512();
     changed.name = "avx512_bf16";
     changed.single.scratch = pair_scratch;
-    changed.single.pairs = 2;
-    changed.single.pack = [](const Transfer<float>& from, float* tile) {
-      from.paired ? pack_pairs<2>(from, tile) : shiftmlp_engines_avx512()->single.pack(from, tile);
-    };
+    changed.single.pairs = kPairTerms;
+    changed.single.pack = pack_either<kPairTerms>;
     changed.single.multiply = [](const Product<float>& product) {
       const bool pairs = product.left.dtype == DType::kBFloat16;
       pairs ? multiply_pairs(product) : shiftmlp_engines_avx512()->single.multiply(product);

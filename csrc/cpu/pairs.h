@@ -58,8 +58,7 @@ SHIFTMLP_INLINE Floats cut(Floats v, int64_t count) {
 }
 
 // pack for a paired tile.
-template <int kMultiple>
-void pack_pairs(const Transfer<float>& given, float* tile) {
+inline void pack_pairs(const Transfer<float>& given, int64_t multiple, float* tile) {
   constexpr int W = kWidth<float>, L = kLanes<float>;
   uint32_t* const words = reinterpret_cast<uint32_t*>(tile);
   with_known(given, [&](const Transfer<float> from) __attribute__((always_inline)) {
@@ -71,7 +70,7 @@ void pack_pairs(const Transfer<float>& given, float* tile) {
         return cut(transformed(from, as, x, row, c, count), count);
       };
       const int64_t lanes = from.turned ? from.rows : from.columns;
-      const int64_t pairs = pairs_of(from.turned ? from.columns : from.rows, kMultiple);
+      const int64_t pairs = pairs_of(from.turned ? from.columns : from.rows, multiple);
       const auto place = [&](int64_t pair, int64_t lane) __attribute__((always_inline)) {
         return words + (lane / L * pairs + pair) * L + lane % L;
       };
@@ -109,6 +108,13 @@ void pack_pairs(const Transfer<float>& given, float* tile) {
       }
     });
   });
+}
+
+// pack for an engine with paired tiles, besides which it is that for AVX-512.
+template <int64_t kMultiple>
+void pack_either(const Transfer<float>& from, float* tile) {
+  from.paired ? pack_pairs(from, kMultiple, tile)
+              : shiftmlp_engines_avx512()->single.pack(from, tile);
 }
 
 // Where a product's pairs stand for a block, from row n on, which is even.

@@ -17,6 +17,7 @@ PRODUCTS = (torch.bfloat16, torch.float16, torch.float32)  # the dtypes of those
 SMALL = 2**18  # numbers in x
 SMALL_FOR_THREAD, FEW = 2**16, 256  # the same for each thread, and channels of all images
 HALVES = (torch.bfloat16, torch.float16)
+WITH_AMX = (torch.bfloat16,)  # won beside lacks_amx
 MATRICES = {"x", "u", "v", "dy", "residual", "weight", "w1", "w2"}
 
 

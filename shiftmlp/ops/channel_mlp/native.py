@@ -1,10 +1,9 @@
 """Hands channel_mlp to the compiled kernels of csrc/cpu and csrc/cuda."""
 
-import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import attach_products, lacks_amx, loses, one_image, recomputes
+from .._native import WITH_AMX, attach_products, lacks_amx, loses, one_image, recomputes
 from .op import channel_mlp as op
 
 
@@ -30,5 +29,5 @@ def channel_mlp_backward(library, gradients, dy, x, *args) -> None:
 
 attach_products(
     op, channel_mlp, channel_mlp_backward,
-    loses(op, lacks_amx, (torch.bfloat16,)), loses(op.backward, recomputes),
+    loses(op, lacks_amx, WITH_AMX), loses(op.backward, recomputes),
 )  # fmt: skip

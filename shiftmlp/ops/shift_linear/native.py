@@ -1,10 +1,9 @@
 """Hands shift_linear to the compiled kernels of csrc/cpu and csrc/cuda."""
 
-import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import attach_products, lacks_amx, loses, one_image, recomputes
+from .._native import WITH_AMX, attach_products, lacks_amx, loses, one_image, recomputes
 from ..spatial_shift.native import refusal_of
 from .op import shift_linear as op
 
@@ -26,5 +25,5 @@ def shift_linear_backward(library, gradients, dy, x, *args) -> None:
 
 attach_products(
     op, shift_linear, shift_linear_backward,
-    loses(op, lacks_amx, (torch.bfloat16,)), loses(op.backward, recomputes), refusal_of,
+    loses(op, lacks_amx, WITH_AMX), loses(op.backward, recomputes), refusal_of,
 )  # fmt: skip

@@ -1,10 +1,18 @@
 """Hands token_mlp to the compiled kernels of csrc/cpu and csrc/cuda."""
 
-import torch
 from torch import Tensor
 
 from .._math import result_dtype
-from .._native import PRODUCTS, attach_products, either, images, is_small, lacks_amx, loses
+from .._native import (
+    PRODUCTS,
+    WITH_AMX,
+    attach_products,
+    either,
+    images,
+    is_small,
+    lacks_amx,
+    loses,
+)
 from .op import token_mlp as op
 
 
@@ -27,5 +35,5 @@ def token_mlp_backward(library, gradients, dy, x, *args) -> None:
 
 attach_products(
     op, token_mlp, token_mlp_backward,
-    loses(op, wins=PRODUCTS), loses(op.backward, either(is_small, lacks_amx), (torch.bfloat16,)),
+    loses(op, wins=PRODUCTS), loses(op.backward, either(is_small, lacks_amx), WITH_AMX),
 )  # fmt: skip
