@@ -1,5 +1,7 @@
 """The gradients of the CPU kernels: of many tasks, for whoever asks, by however many threads."""
 
+from itertools import product
+
 import pytest
 import torch
 from samples import convert, randn
@@ -12,11 +14,19 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def token_mlp_arguments():
+def token_mlp_arguments(scaled=True):
     make = randn(torch.float32)
     B, S, C, D = 4, 196, 768, 384
-    args = make(B, S, C), "layer_norm", make(C), make(C), 1e-6, make(D, S), make(D), make(S, D)
-    return *args, make(S), "gelu", make(C)
+    linears = make(D, S) / S**0.5, make(D), make(S, D) / D**0.5, make(S)
+    norm = "layer_norm", make(C), make(C), 1e-6
+    return make(B, S, C), *norm, *linears, "gelu", make(C) if scaled else None
+
+
+def token_gate_arguments():
+    make = randn(torch.float32)
+    B, S, C = 4, 196, 420
+    norm = "layer_norm", make(C), make(C), 1e-6
+    return make(B, S, C), make(B, S, C), *norm, make(S, S) / S**0.5, make(S)
 
 
 def token_linear_arguments():
@@ -42,35 +52,51 @@ def shift_linear_arguments():
 MANY_TASKS = {
     "token_linear": token_linear_arguments,
     "token_mlp": token_mlp_arguments,
+    "token_mlp, not scaled": lambda: token_mlp_arguments(False),
+    "token_gate": token_gate_arguments,
     "channel_mlp": lambda: channel_arguments(None),
     "shift_linear": shift_linear_arguments,
     "shift_mlp": lambda: channel_arguments("keep chunk 2,1 -1,3 0,0"),
 }
 
 
-@pytest.mark.parametrize("name", MANY_TASKS)
-def test_threads_do_not_change_a_bit_of_many_tasks(name):
-    op, args = OPS[name], MANY_TASKS[name]()
-    y = op(*args, None, "reference")
+def forward(name, args, residual, backend):
+    op = OPS[name]
+    return op(*args, backend) if name == "token_gate" else op(*args, residual, backend)
+
+
+def wanted(args):
+    """All gradients that there are."""
+    return [arg is not None for arg in args if arg is None or isinstance(arg, torch.Tensor)]
+
+
+@pytest.fixture(params=product(MANY_TASKS, (torch.float32, torch.bfloat16)), ids=str)
+def many_tasks(request):
+    """The name of an op and its arguments."""
+    sample, dtype = request.param
+    return sample.partition(",")[0], convert(MANY_TASKS[sample](), lambda t: t.to(dtype))
+
+
+def test_threads_do_not_change_a_bit_of_many_tasks(many_tasks):
+    name, args = many_tasks
+    op, y = OPS[name], forward(*many_tasks, None, "reference")
     dy, residual = torch.randn_like(y), torch.randn_like(y)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            y = op(*args, residual, "cpu")
-            results.append([y, *op.backward(dy, *args, [True] * len(op.asked), "cpu")])
+            y = forward(name, args, residual, "cpu")
+            results.append([y, *op.backward(dy, *args, wanted(args), "cpu")])
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
         testing.assert_same_bits(result, results[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MANY_TASKS)
-def test_gradients_of_many_tasks_are_as_good_as_torchs(name, dtype):
-    op, args = OPS[name].backward, convert(MANY_TASKS[name](), lambda t: t.to(dtype))
-    dy = torch.randn_like(OPS[name](*args, None, "reference"))
-    given = dy, *args, [True] * len(OPS[name].asked)
+def test_gradients_of_many_tasks_are_as_good_as_torchs(many_tasks):
+    name, args = many_tasks
+    op, dy = OPS[name].backward, torch.randn_like(forward(name, args, None, "reference"))
+    given = dy, *args, wanted(args)
     if reason := op.refusal("cpu", *given):
         pytest.skip(reason)
     exact = op(*convert(given, torch.Tensor.double), "reference")
@@ -95,14 +121,15 @@ def test_more_hidden_channels_than_a_chunk_has(dtype):
     testing.assert_as_good_as_torch(results("cpu"), results("reference"), exact)
 
 
-@pytest.mark.parametrize("name", MANY_TASKS)
-def test_every_gradient_can_be_asked_for_alone(name):
-    op, args = OPS[name], MANY_TASKS[name]()
-    dy = torch.randn_like(op(*args, None, "reference"))
-    every = op.backward(dy, *args, [True] * len(op.asked), "cpu")
-    for index, wanted in enumerate(every):
-        needs = [i == index for i in range(len(every))]
-        testing.assert_same_bits(op.backward(dy, *args, needs, "cpu"), [wanted])
+def test_every_gradient_can_be_asked_for_alone(many_tasks):
+    name, args = many_tasks
+    op, dy = OPS[name], torch.randn_like(forward(name, args, None, "reference"))
+    asked = wanted(args)
+    indices = [i for i, need in enumerate(asked) if need]
+    every = op.backward(dy, *args, asked, "cpu")
+    for index, gradient in zip(indices, every, strict=True):
+        needs = [i == index for i in range(len(asked))]
+        testing.assert_same_bits(op.backward(dy, *args, needs, "cpu"), [gradient])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -117,8 +144,7 @@ def test_special_values_of_a_gradient_are_where_float64_has_them(sample, activat
         dy = torch.randn_like(op(*args, None, "reference"))
         x = args[0].clone()
         {"dy": dy, "x": x}[given][1, 2, 3, 4] = value
-        needs = [arg is not None for arg in args if arg is None or isinstance(arg, torch.Tensor)]
-        given_to = dy, x, *args[1:], needs
+        given_to = dy, x, *args[1:], wanted(args)
         ours = op.backward(*given_to, "cpu")
         exact = op.backward(*convert(given_to, torch.Tensor.double), "reference")
         for mine, other in zip(ours, exact, strict=True):
@@ -128,21 +154,30 @@ def test_special_values_of_a_gradient_are_where_float64_has_them(sample, activat
 def token_integers(name, B=3, S=13, D=7, C=70):
     """dy and the arguments of ``name``, small integers: sums of their products are exact."""
     make = lambda *shape: torch.randint(-2, 3, shape).float()  # noqa: E731
+    affine = "affine", make(C), make(C), 0.0
+    if name == "token_gate":
+        return make(B, S, C), make(B, S, C), make(B, S, C), *affine, make(S, S), make(S)
     layers = [make(17, S), make(17)] if name == "token_linear" else [make(D, S), make(D)]
     if name == "token_mlp":
         layers += [make(17, D), make(17), "relu"]
-    return make(B, 17, C), make(B, S, C), "affine", make(C), make(C), 0.0, *layers, make(C)
+    return make(B, 17, C), make(B, S, C), *affine, *layers, make(C)
 
 
-@pytest.mark.parametrize("name", ["token_linear", "token_mlp"])
-def test_gradients_of_affine_tokens_are_exact(name):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("name", ["token_linear", "token_mlp", "token_gate"])
+def test_gradients_of_affine_tokens_are_exact(name, scaled, dtype):
     """Those of the scale come without the result: no term of its norm and its bias is left out."""
-    op, given = OPS[name], token_integers(name)
-    for index in range(len(op.asked)):
-        for needs in ([True] * len(op.asked), [i == index for i in range(len(op.asked))]):
+    op, given = OPS[name], convert(token_integers(name), lambda t: t.to(dtype))
+    if not scaled and name != "token_gate":
+        given[-1] = None
+    asked = wanted(given[1:])
+    for index in range(len(asked)):
+        for needs in (asked, [i == index and asked[i] for i in range(len(asked))]):
             exact = op.backward(*convert(given, torch.Tensor.double), needs, "reference")
             ours = op.backward(*given, needs, "cpu")
-            assert all(torch.equal(a.double(), b) for a, b in zip(ours, exact, strict=True))
+            for mine, other in zip(ours, exact, strict=True):
+                assert torch.equal(mine, other.to(mine.dtype))
 
 
 @pytest.mark.parametrize("name", ["token_linear", "token_mlp"])

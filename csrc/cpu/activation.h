@@ -136,26 +136,30 @@ void activate_all(Activation activation, const Acc* x, int64_t count, Acc* y) {
   activation == Activation::kNone ? run(Activation::kNone) : with_activation(activation, run);
 }
 
-// y = activation(x), and x becomes the slope; None has none.
+// x becomes activation(x), which has its slopes where it is not None.
 template <class Acc>
-void activate_and_slope(Activation activation, Acc* x, int64_t count, Acc* y, bool) {
-  if (activation == Activation::kNone) return activate_all(activation, x, count, y);
+void activate_and_slope(Activation activation, Acc* x, int64_t count, Acc* slopes) {
   with_activation(activation, [=](Activation a) __attribute__((always_inline)) {
     for (int64_t i = 0; i < count; i += kWidth<Acc>) {
       const V<Acc> at = load(x + i);
-      store(y + i, activate<Acc>(at, a));
-      store(x + i, slope<Acc>(at, a));
+      store(x + i, activate<Acc>(at, a));
+      store(slopes + i, slope<Acc>(at, a));
     }
   });
 }
 
+// dy * slope
 template <class Acc>
-void activate_backward(Activation activation, const Acc* slope, int64_t count, Acc* dy) {
+SHIFTMLP_INLINE V<Acc> times_slope(V<Acc> dy, V<Acc> slope, Activation activation) {
+  if (activation != Activation::kRelu) return dy * slope;
+  return slope > 0 ? dy : V<Acc>{};  // 0 is 0 even if dy is Inf
+}
+
+template <class Acc>
+void activate_backward(Activation activation, const Acc* slopes, int64_t count, Acc* dy) {
   with_activation(activation, [=](Activation a) __attribute__((always_inline)) {
     for (int64_t i = 0; i < count; i += kWidth<Acc>) {
-      const V<Acc> given = load(dy + i), by = load(slope + i);
-      const bool relu = a == Activation::kRelu;  // where 0 is 0 even if dy is Inf
-      store(dy + i, relu ? (by > 0 ? given : V<Acc>{}) : given * by);
+      store(dy + i, times_slope<Acc>(load(dy + i), load(slopes + i), a));
     }
   });
 }

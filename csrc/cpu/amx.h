@@ -86,6 +86,9 @@ SHIFTMLP_INLINE Halves terms_of(const BFloat16* from, int64_t count) {
   return (Halves)_mm512_maskz_loadu_epi16((1u << count) - 1, from);
 }
 #endif
+SHIFTMLP_INLINE Halves terms_of(const float* from, int64_t count) {
+  return narrowed_row(from, count);
+}
 
 inline int64_t steps_of(int64_t K) { return (K + kStepTerms - 1) / kStepTerms; }
 
@@ -106,12 +109,6 @@ struct PanelRows {
   int64_t pitch;  // in elements
 };
 
-SHIFTMLP_INLINE Halves terms_of(const float* from, int64_t count) {
-  constexpr int W = kWidth<float>;
-  return narrowed(load<float>(from, count),
-                  count > W ? load<float>(from + W, count - W) : Floats{});
-}
-
 // As many rows as a register has, from row n and term k on, so that it can be loaded: zero beyond
 // the last term. What stands in rows beyond the last changes no sum that counts.
 template <class T>
@@ -120,7 +117,14 @@ void gather(const Product<float>& product, As<T> as, int64_t n, int64_t k, BFloa
   const Operand& left = product.left;
   const int64_t rows = product.N - n < kSide ? product.N - n : kSide, terms = product.K - k;
   const T* const data = element(left.data, as);
-  if (left.column == 1) {
+  if (left.paired) {
+    const int64_t pair = k / left.block * pairs_of(product.N, kStepTerms) + n / 2;
+    const auto* words = element(left.data, As<uint32_t>{}) + pair * left.block + k % left.block;
+    for (int64_t r = 0; r < rows; ++r, to += pitch) {
+      const Halves row = unpaired(words + r / 2 * left.block, terms, r % 2 == 1);
+      __builtin_memcpy(to, &row, sizeof(row));
+    }
+  } else if (left.column == 1) {
     const T* from = data + n * left.row + k % left.block + k / left.block * left.block * product.N;
     for (int64_t r = 0; r < rows; ++r, from += left.row, to += pitch) {
       const Halves row = terms_of(from, terms);
@@ -139,11 +143,10 @@ void gather(const Product<float>& product, As<T> as, int64_t n, int64_t k, BFloa
 }
 
 // The sums of one or two registers of rows for a strip of lanes, from zero or `from` on. A register
-// is loaded for the next step as soon as this one has read it. Between the steps stands other work:
-// the vector units are idle, and what a tile has stored is not soon there for them.
-template <bool kTwo, class F>
+// is loaded for the next step as soon as this one has read it.
+template <bool kTwo>
 SHIFTMLP_INLINE void multiply_strip(PanelRows rows, const uint32_t* right, int64_t steps,
-                                    const float* from, float* sums, const F& between) {
+                                    const float* from, float* sums) {
   constexpr int64_t kRight = kLanes<float> * sizeof(*right), kSums = kLanes<float> * sizeof(*sums);
   const int64_t pitch = rows.pitch * sizeof(*rows.data);
   const BFloat16 *first = rows.data, *second = first + kSide * rows.pitch;
@@ -170,7 +173,6 @@ SHIFTMLP_INLINE void multiply_strip(PanelRows rows, const uint32_t* right, int64
       if (more) load_tile<5>(second, pitch);
     }
     if (more) load_tile<7>(right + kSide, kRight);
-    between(s);
   }
   store_tile<0>(sums, kSums), store_tile<1>(sums + kSide, kSums);
   if constexpr (kTwo) {
@@ -183,13 +185,19 @@ SHIFTMLP_INLINE void multiply_strip(PanelRows rows, const uint32_t* right, int64
 inline void finish_sums(const Product<float>& product, int64_t n, int64_t rows, int64_t block,
                         float* sums) {
   constexpr int64_t L = kLanes<float>, W = kWidth<float>;
-  const bool in_pairs = product.pairing.out;
-  float* const out = product.to ? sums : product.out + (block * product.N + n) * L;
+  const bool in_pairs = product.pairing.out, adds = product.accumulate;
+  const bool keeps = product.slopes != nullptr, backward = product.backward;
+  const float* const bias = product.bias;
+  const int64_t place = (block * product.N + n) * L;
+  float* const out = product.to ? sums : product.out + place;
+  float* const slopes = keeps ? product.slopes + place : nullptr;
   const auto finish = [&](const auto& activated) __attribute__((always_inline)) {
     const auto number = [&](int64_t r, int64_t lane) __attribute__((always_inline)) {
       if (r == rows) return Floats{};
-      const float constant = product.bias != nullptr ? product.bias[n + r] : 0;
-      return activated(load(sums + r * L + lane) + constant);
+      const int64_t i = r * L + lane;
+      const float constant = bias != nullptr ? bias[n + r] : 0;
+      const Floats sum = load(sums + i) + constant;
+      return activated(adds ? load(out + i) + sum : sum, i);
     };
     if (in_pairs) {
       const Pairs pairs = pairs_at(product, n, block, kStepTerms);
@@ -199,31 +207,40 @@ inline void finish_sums(const Product<float>& product, int64_t n, int64_t rows, 
       }
     } else {
       for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t i = 0; i < L; i += W) {
-          float* const to = out + r * L + i;
-          store(to, product.accumulate ? load(to) + number(r, i) : number(r, i));
-        }
+        for (int64_t i = 0; i < L; i += W) store(out + r * L + i, number(r, i));
       }
     }
   };
   if (product.to != nullptr && !in_pairs && product.activation == Activation::kNone) {
     return put_rows(*product.to, n, rows, block, sums, product.bias);
   }
-  if (product.activation == Activation::kGelu) {
-    finish([&made = pieces()](Floats x)
-               __attribute__((always_inline)) { return coarse_gelu(x, made); });
-  } else if (product.activation == Activation::kNone) {
-    finish([&](Floats x) __attribute__((always_inline)) { return x; });
+  if (product.activation == Activation::kNone) {
+    finish([&](Floats x, int64_t) __attribute__((always_inline)) { return x; });
+  } else if (product.activation == Activation::kGelu && !backward && (!keeps || product.rounded)) {
+    const Table part(pieces().part);
+    const Table slope_at(pieces().slope);
+    const auto gelu = [&](bool with_slopes) __attribute__((always_inline)) {
+      finish([&](Floats x, int64_t i) __attribute__((always_inline)) {
+        const Place at = place_of(x);
+        if (with_slopes) store(slopes + i, coarse_slope(x, at, slope_at));
+        return coarse_gelu(x, at, part);
+      });
+    };
+    keeps ? gelu(true) : gelu(false);
   } else {
     with_activation(product.activation, [&](Activation a) __attribute__((always_inline)) {
-      finish([=](Floats x) __attribute__((always_inline)) { return activate<float>(x, a); });
+      finish([&](Floats x, int64_t i) __attribute__((always_inline)) {
+        if (backward) return times_slope<float>(x, load(slopes + i), a);
+        if (keeps) store(slopes + i, slope<float>(x, a));
+        return activate<float>(x, a);
+      });
     });
   }
   if (product.to != nullptr && !in_pairs) put_rows(*product.to, n, rows, block, out);
 }
 
-// While a panel is multiplied, what the one before has become is finished, and the one behind it is
-// gathered.
+// A panel is gathered, and what became of another one finished, between the strips of a third: what
+// a tile has stored is not soon there for the vector units. Work between the steps would be slower.
 inline void multiply_tiles(const Product<float>& product) {
   const int64_t K = product.K, N = product.N, steps = steps_of(K);
   const Operand& left = product.left;
@@ -250,13 +267,14 @@ inline void multiply_tiles(const Product<float>& product) {
   for (int64_t block = 0; block < blocks && tile == words; ++block) {
     pair_rows(product.right + block * K * L, K, pairs, words + block * words_of_block);
   }
-  // A step of the panel from n on, unless it can be read as it stands.
-  const auto bring = [&](int64_t n, int64_t s) __attribute__((always_inline)) {
-    const int64_t k = s * kStepTerms;
+  // The panel from n on, unless it can be read as it stands.
+  const auto bring = [&](int64_t n) __attribute__((always_inline)) {
     for (int64_t r = 0; r < kPanel && n + r < N && !stands(n); r += kSide) {
-      BFloat16* const to = next_gathered + r * pitch + k;
-      narrow ? gather(product, As<BFloat16>{}, n + r, k, to, pitch)
-             : gather(product, As<float>{}, n + r, k, to, pitch);
+      BFloat16* to = next_gathered + r * pitch;
+      for (int64_t k = 0; k < K; k += kStepTerms, to += kStepTerms) {
+        narrow ? gather(product, As<BFloat16>{}, n + r, k, to, pitch)
+               : gather(product, As<float>{}, n + r, k, to, pitch);
+      }
     }
   };
   const auto finish = [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
@@ -265,28 +283,25 @@ inline void multiply_tiles(const Product<float>& product) {
     float* const from = last_sums + begin * kLanes<float>;
     finish_sums(product, last_n + begin, end - begin, last_block, from);
   };
-  for (int64_t s = 0; s < steps; ++s) bring(0, s);
+  bring(0);
   for (int64_t n = 0; n < N; n += kPanel) {
     BFloat16* const given = next_gathered;
     next_gathered = gathered, gathered = given;
     const PanelRows rows =
         stands(n) ? PanelRows{data + n * left.row, left.row} : PanelRows{gathered, pitch};
     for (int64_t strip = 0; strip < strips; ++strip) {
-      const int64_t together = strips - strip / 2 * 2 < 2 ? 1 : 2;  // in this block
-      const auto between = [&](int64_t s) __attribute__((always_inline)) {
-        if (strip == 0) bring(n + kPanel, s);
-        const int64_t turn = strip % 2 * steps + s, turns = together * steps;
-        finish(kPanel / 2 * turn / turns * 2, kPanel / 2 * (turn + 1) / turns * 2);
-      };
+      const bool last = strip % 2 == 1 || strip + 1 == strips;  // of this block
       const uint32_t* const right = tile + strip / 2 * words_of_block + strip % 2 * kStrip;
       const bool direct = plain && n + kPanel <= N;
       float* const to =
           (direct ? product.out + (strip / 2 * N + n) * L : sums) + strip % 2 * kStrip;
       const float* const from = direct && product.accumulate ? to : nullptr;
-      N - n <= kSide ? multiply_strip<false>(rows, right, steps, from, to, between)
-                     : multiply_strip<true>(rows, right, steps, from, to, between);
-      if (strip % 2 + 1 < together) continue;
-      if (steps == 0) finish(0, kPanel);
+      N - n <= kSide ? multiply_strip<false>(rows, right, steps, from, to)
+                     : multiply_strip<true>(rows, right, steps, from, to);
+      if (strip == 0) bring(n + kPanel);
+      // Half of what waits beside the first strip of a block, the rest beside the last.
+      finish(strip % 2 * kSide, last ? kPanel : kSide);
+      if (!last) continue;
       float* const made = sums;
       sums = last_sums, last_sums = made;
       last_n = n, last_block = strip / 2, last_rows = N - n < kPanel ? N - n : kPanel;

@@ -37,7 +37,8 @@ struct Operand {
   DType dtype;
   int64_t row, column;
   int64_t block;
-  int64_t zeros = 0;  // so many behind each row's last term
+  int64_t zeros = 0;    // so many behind each row's last term
+  bool paired = false;  // whether the tile is
 };
 
 // (x - mean) * rstd * weight + bias. What is null is left out.
@@ -65,7 +66,8 @@ struct Pairing {
   bool right = false, out = false;
 };
 
-// out = activation(left * right + bias), or out += left * right, for the blocks of `lanes` lanes.
+// out = activation(left * right + bias), for the blocks of `lanes` lanes; with `accumulate`, of the
+// sum with what stands in out.
 template <class Acc>
 struct Product {
   Operand left;
@@ -77,8 +79,12 @@ struct Product {
   bool accumulate;
   Acc* scratch;                       // Engine::scratch(K, lanes) elements
   const Transfer<Acc>* to = nullptr;  // where the result goes, without `accumulate`, not to a tile
-  bool rounded = false;               // whether the left operand may be rounded to bfloat16
+  bool rounded = false;               // whether what is not of bfloat16 may be rounded to it
   Pairing pairing = {};               // with `out`, the memory of `to` takes words as they are
+  // A tile for the activation's slopes, or `backward`, what the result is multiplied by instead of
+  // being activated. Beside it there is no `to`.
+  Acc* slopes = nullptr;
+  bool backward = false;
 };
 
 // Every stride-th row of a tile from `begin` to `end`: its lane i is map[row * pitch + from[i]], or
@@ -115,12 +121,7 @@ struct Engine {
   void (*unpack)(const Acc* tile, const Transfer<Acc>& to);
   void (*multiply)(const Product<Acc>& product);
   void (*gather)(const Gathering<Acc>& from, Acc* tile);
-  // A tile of `lanes` rows whose lanes are the rows of the given one.
-  void (*transpose)(const Acc* tile, int64_t rows, int64_t lanes, Acc* turned);
-  // y = activation(x), and x becomes activation'(x); coarser where what is made of them will be
-  // `rounded` to bfloat16 and that is faster.
-  void (*activate)(Activation activation, Acc* x, int64_t count, Acc* y, bool rounded);
-  // dy *= slope, as activate has left it
+  // dy *= slope, as a product has left it
   void (*activate_backward)(Activation activation, const Acc* slope, int64_t count, Acc* dy);
   // Every lane of a tile times its scale.
   void (*scale_lanes)(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale);
@@ -128,7 +129,7 @@ struct Engine {
   // dbias the sums over the rows. What is null is left out.
   void (*norm_backward)(Rows dy, const Transfer<Acc>& x, Rows dx, Acc* dweight, Acc* dbias);
   // sums[row] += the sum of a tile's row
-  void (*sum_lanes)(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums);
+  void (*sum_lanes)(const Acc* tile, int64_t rows, int64_t lanes, bool paired, Acc* sums);
   // sums[lane] += the sum over the rows of a * b
   void (*dot_rows)(const Acc* a, const Acc* b, int64_t rows, int64_t blocks, Acc* sums);
 };

@@ -22,9 +22,9 @@ const shiftmlp::Engines* shiftmlp_engines_amx() noexcept {
     changed.single.tile_lanes = 256;
     changed.single.terms = kStepTerms;
     changed.single.scratch = tile_scratch;
-    changed.single.activate = coarse_activate;
     changed.single.pairs = kStepTerms;
     changed.single.pack = pack_either<kStepTerms>;
+    changed.single.sum_lanes = sum_either<kStepTerms>;
     changed.single.multiply = [](const Product<float>& product) {
       const bool tiles = product.rounded || product.left.dtype == DType::kBFloat16;
       tiles ? multiply_tiles(product) : shiftmlp_engines_avx512()->single.multiply(product);

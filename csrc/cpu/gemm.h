@@ -160,6 +160,20 @@ void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block
   });
 }
 
+// What a product does to its sums, for rows n ... n + rows of a block.
+template <class Acc>
+void activate_rows(const Product<Acc>& product, int64_t n, int64_t rows, int64_t block, Acc* sums) {
+  const int64_t count = rows * kLanes<Acc>, from = (block * product.N + n) * kLanes<Acc>;
+  if (product.activation == Activation::kNone) return;
+  if (product.slopes == nullptr) {
+    activate_all(product.activation, sums, count, sums);
+  } else if (product.backward) {
+    activate_backward(product.activation, product.slopes + from, count, sums);
+  } else {
+    activate_and_slope(product.activation, sums, count, product.slopes + from);
+  }
+}
+
 // Rows n ... n + rows of a product, at most R, for one block: f(bias, out) makes them as a tile.
 template <int R, class Acc, class F>
 SHIFTMLP_INLINE void finish_rows(const Product<Acc>& product, int64_t n, int64_t rows,
@@ -169,9 +183,7 @@ SHIFTMLP_INLINE void finish_rows(const Product<Acc>& product, int64_t n, int64_t
   if (to != nullptr) fetch_rows(*to, n, rows, block);
   Acc* out = to ? piece : product.out + (block * product.N + n) * kLanes<Acc>;
   f(product.bias == nullptr ? nullptr : product.bias + n, out);
-  if (product.activation != Activation::kNone) {
-    activate_all(product.activation, out, rows * kLanes<Acc>, out);
-  }
+  activate_rows(product, n, rows, block, out);
   if (to != nullptr) put_rows(*to, n, rows, block, out);
 }
 

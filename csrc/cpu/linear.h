@@ -82,19 +82,22 @@ struct Linear {
   // Whether a product rounds x, so that its tile may be paired.
   bool pairs() const { return engine<Acc>().pairs != 0 && dtype == DType::kBFloat16; }
 
-  void operator()(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, Pairing pairing = {}) const {
-    apply(x, lanes, y, scratch, activation, pairing);
+  // It, but for where the result goes.
+  Product<Acc> product(const Acc* x, int64_t lanes, Acc* scratch, Pairing pairing = {}) const {
+    return {left.operand, x,     bias.at(0), nullptr, N,     K,      lanes,
+            activation,   false, scratch,    nullptr, false, pairing};
   }
-  void apply(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, Activation activation,
-             Pairing pairing = {}) const {
-    engine<Acc>().multiply({left.operand, x, bias.at(0), y, N, K, lanes, activation, false, scratch,
-                            nullptr, false, pairing});
+  void operator()(const Acc* x, int64_t lanes, Acc* y, Acc* scratch, Pairing pairing = {}) const {
+    Product<Acc> all = product(x, lanes, scratch, pairing);
+    all.out = y;
+    engine<Acc>().multiply(all);
   }
   // The same into memory.
   void apply(const Acc* x, int64_t lanes, const Transfer<Acc>& y, Acc* scratch,
              Pairing pairing = {}) const {
-    engine<Acc>().multiply({left.operand, x, bias.at(0), nullptr, N, K, lanes, activation, false,
-                            scratch, &y, false, pairing});
+    Product<Acc> all = product(x, lanes, scratch, pairing);
+    all.to = &y;
+    engine<Acc>().multiply(all);
   }
 
   // The same for some rows of w, as far as its columns k0 ... k1 go: parts with k0 > 0 add to y.
@@ -115,14 +118,14 @@ struct Linear {
     if (!copy) return {as_it_stands, nullptr};
     Matrix found = matrix_of<Acc>(as_it_stands, K, N);
     if (found.operand.column == 1) return found;
-    return copied<Acc>(as_it_stands, kDType<Acc>, K, N, 0);
+    return copied<Acc>(as_it_stands, pairs() ? dtype : kDType<Acc>, K, N, 0);
   }
 
-  // dx = w^T * dy, into a tile or memory
-  void backward(const Acc* dy, int64_t lanes, Acc* dx, Acc* scratch, const Matrix& turned,
-                const Transfer<Acc>* to = nullptr) const {
-    engine<Acc>().multiply(
-        {turned.operand, dy, nullptr, dx, K, N, lanes, Activation::kNone, false, scratch, to});
+  // w^T * dy, but for where the result goes.
+  Product<Acc> backward(const Acc* dy, int64_t lanes, Acc* scratch, const Matrix& turned,
+                        Pairing pairing) const {
+    return {turned.operand,    dy,    nullptr, nullptr, K,     N,      lanes,
+            Activation::kNone, false, scratch, nullptr, false, pairing};
   }
 
  private:

@@ -52,12 +52,14 @@ struct Tile {
   }
 };
 
-// Multiplies w, (N, K), by a map: load(tile, first row, rows, at) fills some of a tile's rows, and
-// put(tile, first row, rows, at) takes some of the result's. In their tiles there is room for
-// `loads` and `puts` times as many.
+// Multiplies a layer's left operand by a map: load(tile, first row, rows, at) fills some of a
+// tile's rows, and put(tile, first row, rows, at) takes some of the result's. In their tiles there
+// is room for `loads` and `puts` times as many; the second of two has the activation's slopes.
 template <class Acc, class Load, class Put>
-void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int64_t positions,
-                  int64_t loads, int64_t puts, const Load& load, const Put& put) {
+void multiply_map(const Product<Acc>& layer, int64_t positions, int64_t loads, int64_t puts,
+                  const Load& load, const Put& put) {
+  const int64_t N = layer.N, K = layer.K;
+  const Operand w = layer.left;
   constexpr int64_t kPiece = 512;
   const Engine<Acc>& run = engine<Acc>();
   // Only the longer side is cut, so that nothing is loaded twice.
@@ -78,18 +80,17 @@ void multiply_map(Operand w, int64_t N, int64_t K, const Vector<Acc>* bias, int6
       do {
         const int64_t terms = std::min(some_k, K - k);
         if (n == 0) load(in, k, terms, at);
-        const char* data = static_cast<const char*>(w.data) + (n * w.row + k * w.column) * size;
-        const Acc* constant = bias != nullptr && k == 0 ? bias->at(n) : nullptr;
-        run.multiply({{data, w.dtype, w.row, w.column, terms, k + terms == K ? w.zeros : 0},
-                      in,
-                      constant,
-                      out,
-                      rows,
-                      terms,
-                      count,
-                      Activation::kNone,
-                      k > 0,
-                      panel});
+        const bool last = k + terms == K;
+        Product<Acc> product = layer;
+        product.left.data = static_cast<const char*>(w.data) + (n * w.row + k * w.column) * size;
+        product.left.block = terms, product.left.zeros = last ? w.zeros : 0;
+        product.right = in, product.out = out, product.scratch = panel;
+        product.N = rows, product.K = terms, product.lanes = count;
+        product.bias = layer.bias != nullptr && k == 0 ? layer.bias + n : nullptr;
+        product.activation = last ? layer.activation : Activation::kNone;
+        product.accumulate = k > 0;
+        product.slopes = puts > 1 ? out + rows * blocks * run.lanes : nullptr;
+        run.multiply(product);
       } while ((k += some_k) < K);
       put(out, n, rows, at);
     } while ((n += some_n) < N);
@@ -107,16 +108,13 @@ void forward(const Linear<Acc>& linear, const Images& x, const PositionNorm<Acc>
     run.pack(at.of(x, k, rows, norm.at(at.position, k)), tile);
   };
   const auto put = [&](Acc* tile, int64_t n, int64_t rows, Tile at) {
-    Acc* result = tile;
-    if (slopes != nullptr) {
-      const int64_t size = rows * at.blocks * run.lanes;
-      run.activate(linear.activation, tile, size, result = tile + size, rounded);
-      run.unpack(tile, at.of<Acc>(*slopes, n, rows, {}));
-    }
-    if (y != nullptr) run.unpack(result, at.of<Acc>(*y, n, rows, {}));
+    if (y != nullptr) run.unpack(tile, at.of<Acc>(*y, n, rows, {}));
+    if (slopes == nullptr) return;
+    run.unpack(tile + rows * at.blocks * run.lanes, at.of<Acc>(*slopes, n, rows, {}));
   };
-  multiply_map<Acc>(linear.left.operand, linear.N, linear.K, &linear.bias, x.rows, 1,
-                    slopes == nullptr ? 1 : 2, load, put);
+  Product<Acc> layer = linear.product(nullptr, 0, nullptr);
+  layer.rounded = rounded && linear.pairs();
+  multiply_map<Acc>(layer, x.rows, 1, slopes == nullptr ? 1 : 2, load, put);
 }
 
 // dx = w^T * dinner, where dinner = dy * slopes is kept, or dy without slopes. Without dx only
@@ -139,8 +137,9 @@ void backward(const Linear<Acc>& linear, const Images& dy, const Images* slopes,
   constexpr int64_t kMany = 128;  // positions, which repay that the weights are turned for all
   const bool turn = dx != nullptr && dy.rows >= kMany;
   const Matrix turned = linear.turned(turn);
-  multiply_map<Acc>(turned.operand, dx == nullptr ? 0 : linear.K, linear.N, nullptr, dy.rows,
-                    slopes == nullptr ? 1 : 2, 1, load, put);
+  Product<Acc> layer = linear.backward(nullptr, 0, nullptr, turned, {});
+  if (dx == nullptr) layer.N = 0;
+  multiply_map<Acc>(layer, dy.rows, slopes == nullptr ? 1 : 2, 1, load, put);
 }
 
 // The sum over the positions of norm(x) * factor, or of norm(x).
@@ -160,7 +159,7 @@ void sum_positions(const Images& x, const PositionNorm<Acc>& norm, const Images*
       Transfer<Acc> from = Tile{position, count, 1}.of(x, 0, columns, norm.at(position, 0));
       if (factor != nullptr) from.factor = factor->at(0, position, 0);
       engine<Acc>().pack(from, tile);
-      engine<Acc>().sum_lanes(tile, columns, count, sum(handle));
+      engine<Acc>().sum_lanes(tile, columns, count, false, sum(handle));
     }
   });
 }

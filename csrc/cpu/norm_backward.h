@@ -89,8 +89,6 @@ constexpr Engine<Acc> kEngine = {
     unpack<Acc>,
     multiply<Acc>,
     gather_lanes<Acc>,
-    transpose<Acc>,
-    activate_and_slope<Acc>,
     activate_backward<Acc>,
     scale_lanes<Acc>,
     norm_backward<Acc>,

@@ -18,16 +18,18 @@ class PartialSums {
   // For `tasks` of `work` multiply-adds each.
   PartialSums(int64_t tasks, int64_t work) : tasks_(tasks), work_(tasks * work) {}
 
-  // A result (rows, columns), or (columns,); returns its handle. Without a tensor there is no sum.
-  int64_t add(const OptionalTensor& result, int64_t rows, int64_t columns) {
+  // A result (rows, columns), or (columns,), which is summed as it stands or `turned`; returns its
+  // handle. Without a tensor there is no sum.
+  int64_t add(const OptionalTensor& result, int64_t rows, int64_t columns, bool turned = false) {
     if (result) {
       readable<Acc>(*result, "a gradient");
       STD_TORCH_CHECK(result->numel() == rows * columns && result->is_contiguous(),
                       "a gradient must be contiguous with ", rows * columns, " elements, got ",
                       result->numel());
     }
-    sums_.push_back({result, rows, columns, size_});
-    const int64_t size = ceil_div(columns, kMaxLanes) * kMaxLanes * rows;
+    sums_.push_back({result, rows, columns, turned, size_});
+    const int64_t unit = engine<Acc>().lanes;
+    const int64_t size = ceil_div(turned ? rows : columns, unit) * unit * (turned ? columns : rows);
     numbers_ += size;
     if (result) size_ += size;
     return static_cast<int64_t>(sums_.size()) - 1;
@@ -62,14 +64,16 @@ class PartialSums {
       if (!sum.result || sum.result->numel() == 0) continue;
       const Rows memory{sum.result->mutable_data_ptr(), dtype_of(*sum.result), sum.columns};
       engine<Acc>().unpack(all + sum.offset,
-                           {memory, sum.rows, sum.columns, false, {}, nullptr, {}, {}});
+                           {memory, sum.rows, sum.columns, sum.turned, {}, nullptr, {}, {}});
     }
   }
 
  private:
   struct Sum {
     OptionalTensor result;
-    int64_t rows, columns, offset;
+    int64_t rows, columns;
+    bool turned;
+    int64_t offset;
   };
   int64_t tasks_, work_, size_ = 0;
   int64_t numbers_ = 0;  // with the results that are not wanted, which must not change the others

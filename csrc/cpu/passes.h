@@ -169,27 +169,6 @@ void unpack(const Acc* tile, const Transfer<Acc>& given) {
 }
 
 template <class Acc>
-void transpose(const Acc* tile, int64_t rows, int64_t lanes, Acc* turned) {
-  // A tile is rows in memory for one block at a time.
-  for (int64_t first = 0; first < lanes; first += kLanes<Acc>) {
-    const Acc* block = tile + first * rows;
-    for (int64_t r = 0; r < rows; r += kWidth<Acc>) {
-      Acc* out = turned + (r / kLanes<Acc> * lanes + first) * kLanes<Acc> + r % kLanes<Acc>;
-      for (int64_t lane = 0; lane < kLanes<Acc> && first + lane < lanes; lane += kWidth<Acc>) {
-        V<Acc> square[kWidth<Acc>];
-        for (int i = 0; i < kWidth<Acc>; ++i) {
-          square[i] = r + i < rows ? load(block + (r + i) * kLanes<Acc> + lane) : V<Acc>{};
-        }
-        transpose_square<Acc>(square);
-        for (int i = 0; i < kWidth<Acc> && first + lane + i < lanes; ++i) {
-          store(out + (lane + i) * kLanes<Acc>, square[i]);
-        }
-      }
-    }
-  }
-}
-
-template <class Acc>
 void gather_lanes(const Gathering<Acc>& given, Acc* tile) {
   constexpr int W = kWidth<Acc>;
   const Gathering<Acc> g = given;
@@ -237,16 +216,15 @@ void scale_lanes(Acc* tile, int64_t rows, int64_t blocks, const Acc* scale) {
   }
 }
 
-template <class Acc>
-void sum_lanes(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums) {
+// at(row, lane, count) are so many of a row's numbers.
+template <class Acc, class F>
+SHIFTMLP_INLINE void sum_rows(int64_t rows, int64_t lanes, Acc* sums, const F& at) {
   constexpr int W = kWidth<Acc>;
   for (int64_t first = 0; first < rows; first += W) {
     V<Acc> square[W] = {};
     for (int64_t r = first; r < rows && r < first + W; ++r) {
       for (int64_t lane = 0; lane < lanes; lane += W) {
-        const int64_t block = lane / kLanes<Acc>, place = lane % kLanes<Acc>;
-        const Acc* const at = tile + (block * rows + r) * kLanes<Acc> + place;
-        square[r - first] += load<Acc>(at, lanes - lane);
+        square[r - first] += at(r, lane, lanes - lane);
       }
     }
     transpose_square<Acc>(square);
@@ -255,6 +233,15 @@ void sum_lanes(const Acc* tile, int64_t rows, int64_t lanes, Acc* sums) {
     const int64_t count = rows - first;
     store<Acc>(sums + first, load<Acc>(sums + first, count) + rounded(sum), count);
   }
+}
+
+template <class Acc>
+void sum_lanes(const Acc* tile, int64_t rows, int64_t lanes, bool, Acc* sums) {
+  constexpr int64_t L = kLanes<Acc>;
+  sum_rows<Acc>(rows, lanes, sums,
+                [=](int64_t row, int64_t lane, int64_t count) __attribute__((always_inline)) {
+                  return load<Acc>(tile + (lane / L * rows + row) * L + lane % L, count);
+                });
 }
 
 template <class Acc>

@@ -34,20 +34,6 @@ Images result(const OptionalTensor& gradient, const Images& x, Acc zero, const c
   return Images::result(*gradient, zero, name);
 }
 
-// The sums over a tile's lanes that make the gradients of w and b: dy * x^T and dy * 1; for w from
-// factors `rounded` to bfloat16, as a layer on its own would have them, where that is faster.
-template <class Acc>
-void sum_gradients(const Acc* dy, int64_t N, const Acc* x, int64_t K, int64_t lanes, bool rounded,
-                   Acc* dw, Acc* db, Acc* turned, Acc* panel) {
-  const Engine<Acc>& run = engine<Acc>();
-  if (db != nullptr) run.sum_lanes(dy, N, lanes, db);
-  if (dw == nullptr) return;
-  run.transpose(x, K, lanes, turned);
-  const Operand left{dy, kDType<Acc>, run.lanes, 1, run.lanes};
-  run.multiply(
-      {left, turned, nullptr, dw, N, lanes, K, Activation::kNone, true, panel, nullptr, rounded});
-}
-
 // The gradient of x through its LayerNorm, from that of the norm's result, kept in the
 // accumulator's type.
 template <class Acc>
@@ -98,9 +84,16 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const Images du = result(wanted.factor, dy, Acc{}, "the gradient of u");
 
   const int64_t hidden = two ? first.N : 0, inner = last.K;
-  const int64_t turned_rows = ceil_div(std::max(first.K, inner), run.lanes) * run.lanes;
-  const int64_t again = du.data ? last.N : 0;  // rows of the result, where it is made once more
-  const int64_t rows = first.K + 2 * hidden + inner + last.N + again + turned_rows;
+  const bool rounded = in_bfloat16(x, dy), paired = rounded && first.pairs() && last.pairs();
+  // The gradient of a scale is made of numbers as they are before they are scaled.
+  const bool scaled = mix.scale.at(0) != nullptr, inner_paired = paired && !scaled;
+  const bool in_paired = two ? paired : inner_paired;
+  const int64_t in_rows = tile_rows<Acc>(first.K, in_paired);
+  const int64_t hidden_rows = tile_rows<Acc>(hidden, inner_paired);
+  const int64_t dinner_rows = two ? hidden_rows : inner;
+  const int64_t dout_rows = tile_rows<Acc>(last.N, inner_paired);
+  const int64_t turned_rows = ceil_div(std::max(first.K, last.N), run.lanes) * run.lanes;
+  const int64_t rows = in_rows + hidden + hidden_rows + dinner_rows + dout_rows + turned_rows;
   // What is not at hand in a product may lie farther away.
   const Tiling<Acc> tiling(std::max({first.K, hidden, last.N}));
   const int64_t lanes = tiling.lanes;
@@ -109,11 +102,13 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const int64_t memory = rows * lanes + panel_size + 8 * 16;
 
   const int64_t tiles = ceil_div(x.columns, lanes);
-  PartialSums<Acc> sums(x.count * tiles, 3 * lanes * (first.N * first.K + hidden * last.N));
+  // Products that read paired tiles are fast, and what adds the parts is not.
+  const int64_t work = 3 * lanes * (first.N * first.K + hidden * last.N) / (paired ? 4 : 1);
+  PartialSums<Acc> sums(x.count * tiles, work);
   const LinearGradients none, &of_first = two ? wanted.layers.front() : none;
   const int64_t dw1 = sums.add(of_first.w, hidden, first.K);
   const int64_t db1 = sums.add(of_first.b, 1, hidden);
-  const int64_t dw = sums.add(wanted.layers.back().w, last.N, last.K);
+  const int64_t dw = sums.add(wanted.layers.back().w, last.N, last.K, true);
   const int64_t db = sums.add(wanted.layers.back().b, 1, last.N);
   const int64_t dscale = sums.add(wanted.scale, 1, x.columns);
   const int64_t dnorm_weight = sums.add(wanted.norm_weight, 1, x.columns);
@@ -122,11 +117,9 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const bool to_input = wanted.x || (affine && (wanted.norm_weight || wanted.norm_bias));
   const bool into_hidden = to_input || of_first.w || of_first.b;
   const bool into_last = into_hidden || wanted.scale;
+  // What the only layer has for x goes into memory as it is, but for the scale.
+  const bool direct = !two && to_input && !affine && !wanted.scale;
 
-  const bool rounded = in_bfloat16(x, dy);
-  const auto piece = [&](Rows memory, int64_t rows, int64_t count, Norm<Acc> norm, Rows factor) {
-    return Transfer<Acc>{memory, rows, count, false, norm, nullptr, factor, {}};
-  };
   const Matrix first_turned = first.turned(two && to_input);
   const Matrix last_turned = last.turned(into_last);
   sums.run([&](int64_t begin, int64_t end, const auto& sum) {
@@ -134,26 +127,51 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
     for (int64_t task = begin; task < end; ++task, scratch.reset()) {
       const int64_t image = task / tiles, c = task % tiles * lanes;
       const int64_t count = std::min(lanes, x.columns - c), blocks = tiling.blocks_of(count);
-      Acc *in = scratch.take(first.K * lanes), *inside = scratch.take(hidden * lanes);
-      Acc *activated = scratch.take(hidden * lanes), *panel = scratch.take(panel_size);
-      Acc *out = scratch.take(again * lanes), *dout = scratch.take(last.N * lanes);
-      Acc *dinner = scratch.take(inner * lanes), *turned = scratch.take(turned_rows * lanes);
+      Acc *in = scratch.take(in_rows * lanes), *slopes = scratch.take(hidden * lanes);
+      Acc *activated = scratch.take(hidden_rows * lanes), *panel = scratch.take(panel_size);
+      Acc *dout = scratch.take(dout_rows * lanes), *dinner = scratch.take(dinner_rows * lanes);
+      Acc* const turned = scratch.take(turned_rows * lanes);
+      const auto tile_of = [&](const Acc* tile) {
+        return Operand{tile, kDType<Acc>, run.lanes, 1, run.lanes, 0, inner_paired};
+      };
+      // Adds left * turned, sums over the lanes, to the gradient of a weight.
+      const auto add_product = [&](const Acc* left, int64_t N, int64_t K, Acc* gradient) {
+        Product<Acc> product{tile_of(left), turned, nullptr,           gradient, N,
+                             count,         K,      Activation::kNone, true,     panel};
+        product.rounded = rounded, product.pairing.right = paired;
+        run.multiply(product);
+      };
 
-      run.pack(piece(x.at(image, 0, c), x.rows, count, mix.norm.at(image, c), {}), in);
+      Transfer<Acc> from_x{x.at(image, 0, c), x.rows, count, false,    mix.norm.at(image, c),
+                           nullptr,           {},     {},    in_paired};
+      run.pack(from_x, in);
       const Acc* before_last = in;
       if (two) {
-        first.apply(in, count, inside, panel, Activation::kNone);
-        run.activate(first.activation, inside, hidden * blocks * run.lanes, activated, rounded);
+        Product<Acc> inside = first.product(in, count, panel, {paired, inner_paired});
+        inside.out = activated, inside.slopes = slopes, inside.rounded = paired;
+        run.multiply(inside);
         before_last = activated;
       }
       const Rows dy_rows = dy.at(image, 0, c);
       const Rows factor = mix.factor.data ? mix.factor.at(image, 0, c) : Rows{};
-      run.pack(piece(dy_rows, dy.rows, count, {}, factor), dout);
+      Transfer<Acc> from_dy{dy_rows, dy.rows, count, false, {}, nullptr, factor, {}, inner_paired};
+      run.pack(from_dy, dout);
       if (du.data) {
-        last(before_last, count, out, panel);
-        run.unpack(out, piece(du.at(image, 0, c), dy.rows, count, {}, dy_rows));
+        const Transfer<Acc> to{du.at(image, 0, c), dy.rows, count, false, {}, nullptr, dy_rows, {}};
+        last.apply(before_last, count, to, panel, {inner_paired, false});
       }
-      if (into_last) last.backward(dout, count, dinner, panel, last_turned);
+      Transfer<Acc> to_dx{
+          dx.data ? dx.at(image, 0, c) : Rows{}, x.rows, count, false, {}, nullptr, {}, {}};
+      if (!two) to_dx.scale = mix.scale.at(c);
+      if (into_last) {
+        Product<Acc> back =
+            last.backward(dout, count, panel, last_turned, {inner_paired, two && inner_paired});
+        back.out = dinner, back.to = direct ? &to_dx : nullptr;
+        if (two && !scaled) {
+          back.activation = first.activation, back.slopes = slopes, back.backward = true;
+        }
+        run.multiply(back);
+      }
       if (Acc* const to = sum(dscale, c); to != nullptr) {
         // dy * y summed over the tokens, without y: y is w * x + b.
         run.dot_rows(before_last, dinner, inner, blocks, to);
@@ -162,29 +180,39 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
           run.multiply({left, dout, nullptr, to, 1, last.N, count, Activation::kNone, true, panel});
         }
       }
-      if (mix.scale.at(c) != nullptr) {
-        run.scale_lanes(dout, last.N, blocks, mix.scale.at(c));
-        if (into_hidden) run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
+      if (Acc* const to = sum(db); to != nullptr) {
+        if (scaled) run.scale_lanes(dout, last.N, blocks, mix.scale.at(c));
+        run.sum_lanes(dout, last.N, count, inner_paired, to);
       }
-      sum_gradients(dout, last.N, before_last, inner, count, rounded, sum(dw), sum(db), turned,
-                    panel);
+      if (Acc* const to = sum(dw); to != nullptr) {
+        from_dy.turned = true, from_dy.scale = mix.scale.at(c), from_dy.paired = paired;
+        run.pack(from_dy, turned);
+        add_product(before_last, inner, last.N, to);
+      }
       if (!into_hidden) continue;
-      if (two) {
-        run.activate_backward(first.activation, inside, hidden * blocks * run.lanes, dinner);
-        sum_gradients(dinner, hidden, in, first.K, count, rounded, sum(dw1), sum(db1), turned,
-                      panel);
+      if (scaled && (two || affine)) {
+        run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
+        if (two)
+          run.activate_backward(first.activation, slopes, hidden * blocks * run.lanes, dinner);
+      }
+      if (Acc* const to = sum(db1)) run.sum_lanes(dinner, hidden, count, inner_paired, to);
+      if (Acc* const to = sum(dw1)) {
+        from_x.turned = true, from_x.paired = paired;
+        run.pack(from_x, turned);
+        add_product(dinner, hidden, first.K, to);
       }
       if (!to_input) continue;
-      const auto into_dx = [&] { return piece(dx.at(image, 0, c), x.rows, count, {}, {}); };
+      if (two) {
+        Product<Acc> back =
+            first.backward(dinner, count, panel, first_turned, {inner_paired, false});
+        back.out = turned, back.to = affine ? nullptr : &to_dx;
+        run.multiply(back);
+      }
       if (affine) {
-        if (two) first.backward(dinner, count, turned, panel, first_turned);
         affine_backward(mix, {image, c, count}, two ? turned : dinner, dx, sum(dnorm_weight, c),
                         sum(dnorm_bias, c));
-      } else if (two) {
-        const Transfer<Acc> to = into_dx();
-        first.backward(dinner, count, nullptr, panel, first_turned, &to);
-      } else {
-        run.unpack(dinner, into_dx());
+      } else if (!two && !direct) {
+        run.unpack(dinner, to_dx);
       }
     }
   });
