@@ -4,6 +4,7 @@
 
 #include "coarse.h"
 #include "dot.h"
+#include "passes.h"
 
 namespace shiftmlp {
 namespace {
@@ -87,7 +88,24 @@ SHIFTMLP_INLINE Halves terms_of(const BFloat16* from, int64_t count) {
 }
 #endif
 SHIFTMLP_INLINE Halves terms_of(const float* from, int64_t count) {
-  return narrowed_row(from, count);
+  constexpr int W = kWidth<float>;
+  return narrowed(load<float>(from, count),
+                  count > W ? load<float>(from + W, count - W) : Floats{});
+}
+
+template <int... kHalf>
+SHIFTMLP_INLINE Halves unpaired(Halves first, Halves second, bool upper, Indices<kHalf...>) {
+  const Halves low = __builtin_shufflevector(first, second, (2 * kHalf)...);
+  return upper ? __builtin_shufflevector(first, second, (2 * kHalf + 1)...) : low;
+}
+
+// Some lanes of one of a pair's rows, zero behind `count`.
+SHIFTMLP_INLINE Halves unpaired(const uint32_t* words, int64_t count, bool upper) {
+  constexpr int W = kWidth<float>;
+  Halves row =
+      unpaired(read<Halves>(words), read<Halves>(words + W), upper, IndicesBelow<2 * W>::type{});
+  for (int64_t i = count; i < 2 * W; ++i) row[i] = 0;
+  return row;
 }
 
 inline int64_t steps_of(int64_t K) { return (K + kStepTerms - 1) / kStepTerms; }
@@ -315,6 +333,18 @@ inline void multiply_tiles(const Product<float>& product) {
   for (int64_t block = 0; block < blocks; ++block, out += all * L) {
     __builtin_memset(out + filled * L, 0, (all - filled) * L * sizeof(*out));
   }
+}
+
+inline void sum_either(const float* tile, int64_t rows, int64_t lanes, bool paired, float* sums) {
+  constexpr int64_t L = kLanes<float>;
+  if (!paired) return sum_lanes(tile, rows, lanes, false, sums);
+  const int64_t pairs = pairs_of(rows, kStepTerms);
+  sum_rows<float>(rows, lanes, sums,
+                  [=](int64_t row, int64_t lane, int64_t count) __attribute__((always_inline)) {
+                    const float* const at = tile + (lane / L * pairs + row / 2) * L + lane % L;
+                    const Words words = (Words)load<float>(at, count);
+                    return (Floats)(row % 2 ? words & 0xffff0000 : words << 16);
+                  });
 }
 
 }  // namespace

@@ -14,10 +14,9 @@ namespace {
 constexpr int kPairRows = 12, kPairColumns = 2;
 constexpr int64_t kPairTerms = 2;  // that a paired tile's rows are filled up to
 
-// The tile's words and a panel's, whose rows are filled up.
+// The tile's words and a panel's.
 inline int64_t pair_scratch(int64_t K, int64_t) {
-  constexpr int64_t L = kLanes<float>, W = kWidth<float>;
-  return (K + 1) / 2 * (L + W) + kPairRows * W;
+  return (K + 1) / 2 * (kLanes<float> + kWidth<float>);
 }
 
 // sum + a * b, of the upper halves and then of the lower. Denormals count as zero.
@@ -43,44 +42,20 @@ struct PairPanel {
   bool single;
 };
 
-// Rows n ... n + rows, in place or gathered: those of a tile row by row, else term by term.
+// Rows n ... n + rows, in place or gathered. Tiles, which have blocks, are never of bfloat16.
 inline PairPanel pair_panel_of(const Product<float>& product, int64_t n, int64_t rows,
                                uint32_t* gathered) {
   constexpr int W = kWidth<float>;
   const Operand& left = product.left;
-  const int64_t K = product.K, words = (K + 1) / 2;
-  auto* const made = reinterpret_cast<BFloat16*>(gathered);
-  const bool narrow = left.dtype == DType::kBFloat16;
-  if (left.column == 1 && narrow && !left.paired) {
-    const BFloat16* const data = element(left.data, As<BFloat16>{}) + n * left.row;
-    return {data, left.row, 2, K / 2, kPairRows * left.row, K % 2 == 1};
+  const int64_t K = product.K, count = n + W <= product.N ? W : rows;
+  const BFloat16* data = element(left.data, As<BFloat16>{}) + n * left.row;
+  if (left.column == 1) return {data, left.row, 2, K / 2, kPairRows * left.row, K % 2 == 1};
+  for (int64_t k = 0; k < K; k += 2, data += 2 * left.column) {
+    const Words low = (Words)load<float>(data, count);
+    const Words high = k + 1 < K ? (Words)load<float>(data + left.column, count) : Words{};
+    store(gathered + k / 2 * W, high | low >> 16);
   }
-  if (left.column == 1) {
-    const int64_t pitch = (words + W - 1) / W * 2 * W;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t k = 0; k < K; k += 2 * W) {
-        const int64_t block = k / left.block, lane = k % left.block;
-        const int64_t pair = block * pairs_of(product.N, kPairTerms) + (n + r) / 2;
-        const int64_t row = block * product.N * left.block + (n + r) * left.row;
-        const Halves v =
-            left.paired ? unpaired(element(left.data, As<uint32_t>{}) + pair * left.block + lane,
-                                   K - k, (n + r) % 2 == 1)
-                        : narrowed_row(element(left.data, As<float>{}) + row + lane, K - k);
-        __builtin_memcpy(made + r * pitch + k, &v, sizeof(v));
-      }
-    }
-    return {made, pitch, 2, words, 0, false};
-  }
-  const int64_t count = n + W <= product.N ? W : rows;
-  with_element<float>(left.dtype, [&](auto as) __attribute__((always_inline)) {
-    const auto* data = element(left.data, as) + n * left.row;
-    for (int64_t k = 0; k < K; k += 2, data += 2 * left.column) {
-      const Floats low = load<float>(data, count);
-      const Floats high = k + 1 < K ? load<float>(data + left.column, count) : Floats{};
-      store(gathered + k / 2 * W, paired(low, high));
-    }
-  });
-  return {made, 2, 2 * W, words, 0, false};
+  return {reinterpret_cast<const BFloat16*>(gathered), 2, 2 * W, (K + 1) / 2, 0, false};
 }
 
 // R rows of a product for some lanes of a block.

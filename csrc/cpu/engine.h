@@ -108,6 +108,7 @@ struct Engine {
   // Products with bfloat16 weights read paired tiles, whose rows are filled up with zeros to a
   // multiple of so many; 0: they do not.
   int64_t pairs;
+  bool rounds;  // whether products round their left operand, too, where they may: it is faster
   // Elements that a product needs to work in; more terms or lanes need no less.
   int64_t (*scratch)(int64_t K, int64_t lanes);
   // mean and 1 / sqrt(variance + eps) of every row in memory, in two passes.
@@ -128,7 +129,7 @@ struct Engine {
   // The adjoint of the norm of `x`, whose result has the gradient dy: dx, and added to dweight and
   // dbias the sums over the rows. What is null is left out.
   void (*norm_backward)(Rows dy, const Transfer<Acc>& x, Rows dx, Acc* dweight, Acc* dbias);
-  // sums[row] += the sum of a tile's row
+  // sums[row] += the sum of a tile's row; it may be paired where products round
   void (*sum_lanes)(const Acc* tile, int64_t rows, int64_t lanes, bool paired, Acc* sums);
   // sums[lane] += the sum over the rows of a * b
   void (*dot_rows)(const Acc* a, const Acc* b, int64_t rows, int64_t blocks, Acc* sums);

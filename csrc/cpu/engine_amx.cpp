@@ -23,8 +23,9 @@ const shiftmlp::Engines* shiftmlp_engines_amx() noexcept {
     changed.single.terms = kStepTerms;
     changed.single.scratch = tile_scratch;
     changed.single.pairs = kStepTerms;
+    changed.single.rounds = true;
     changed.single.pack = pack_either<kStepTerms>;
-    changed.single.sum_lanes = sum_either<kStepTerms>;
+    changed.single.sum_lanes = sum_either;
     changed.single.multiply = [](const Product<float>& product) {
       const bool tiles = product.rounded || product.left.dtype == DType::kBFloat16;
       tiles ? multiply_tiles(product) : shiftmlp_engines_avx512()->single.multiply(product);

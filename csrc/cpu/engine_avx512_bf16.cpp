@@ -21,9 +21,8 @@ const shiftmlp::Engines* shiftmlp_engines_avx512_bf16() noexcept {
     changed.single.scratch = pair_scratch;
     changed.single.pairs = kPairTerms;
     changed.single.pack = pack_either<kPairTerms>;
-    changed.single.sum_lanes = sum_either<kPairTerms>;
     changed.single.multiply = [](const Product<float>& product) {
-      const bool pairs = product.rounded || product.left.dtype == DType::kBFloat16;
+      const bool pairs = product.left.dtype == DType::kBFloat16;
       pairs ? multiply_pairs(product) : shiftmlp_engines_avx512()->single.multiply(product);
     };
     return changed;

@@ -118,7 +118,7 @@ struct Linear {
     if (!copy) return {as_it_stands, nullptr};
     Matrix found = matrix_of<Acc>(as_it_stands, K, N);
     if (found.operand.column == 1) return found;
-    return copied<Acc>(as_it_stands, pairs() ? dtype : kDType<Acc>, K, N, 0);
+    return copied<Acc>(as_it_stands, kDType<Acc>, K, N, 0);
   }
 
   // w^T * dy, but for where the result goes.

@@ -82,6 +82,7 @@ constexpr Engine<Acc> kEngine = {
     kLanes<Acc> < 64 ? 64 : 128,  // tile_lanes
     1,                            // terms
     0,                            // pairs
+    false,                        // rounds
     gather_scratch<Acc>,
     moments<Acc>,
     lane_moments<Acc>,

@@ -2,7 +2,7 @@
 // the products with bfloat16 weights read.
 #pragma once
 
-#include "passes.h"
+#include "gemm.h"
 
 namespace shiftmlp {
 namespace {
@@ -30,27 +30,6 @@ SHIFTMLP_INLINE Halves narrowed(Floats low, Floats high) {
 // The two rounded and side by side in words.
 SHIFTMLP_INLINE Words paired(Floats low, Floats high) {
   return interleaved(narrowed(low, high), IndicesBelow<2 * kWidth<float>>::type{});
-}
-
-SHIFTMLP_INLINE Halves narrowed_row(const float* from, int64_t count) {
-  constexpr int W = kWidth<float>;
-  return narrowed(load<float>(from, count),
-                  count > W ? load<float>(from + W, count - W) : Floats{});
-}
-
-template <int... kHalf>
-SHIFTMLP_INLINE Halves unpaired(Halves first, Halves second, bool upper, Indices<kHalf...>) {
-  const Halves low = __builtin_shufflevector(first, second, (2 * kHalf)...);
-  return upper ? __builtin_shufflevector(first, second, (2 * kHalf + 1)...) : low;
-}
-
-// Some lanes of one of a pair's rows, zero behind `count`.
-SHIFTMLP_INLINE Halves unpaired(const uint32_t* words, int64_t count, bool upper) {
-  constexpr int W = kWidth<float>;
-  Halves row =
-      unpaired(read<Halves>(words), read<Halves>(words + W), upper, IndicesBelow<2 * W>::type{});
-  for (int64_t i = count; i < 2 * W; ++i) row[i] = 0;
-  return row;
 }
 
 // Pairs of rows, filled up to a multiple of so many rows.
@@ -136,19 +115,6 @@ template <int64_t kMultiple>
 void pack_either(const Transfer<float>& from, float* tile) {
   from.paired ? pack_pairs(from, kMultiple, tile)
               : shiftmlp_engines_avx512()->single.pack(from, tile);
-}
-
-template <int64_t kMultiple>
-void sum_either(const float* tile, int64_t rows, int64_t lanes, bool paired, float* sums) {
-  constexpr int64_t L = kLanes<float>;
-  if (!paired) return sum_lanes(tile, rows, lanes, false, sums);
-  const int64_t pairs = pairs_of(rows, kMultiple);
-  sum_rows<float>(rows, lanes, sums,
-                  [=](int64_t row, int64_t lane, int64_t count) __attribute__((always_inline)) {
-                    const float* const at = tile + (lane / L * pairs + row / 2) * L + lane % L;
-                    const Words words = (Words)load<float>(at, count);
-                    return (Floats)(row % 2 ? words & 0xffff0000 : words << 16);
-                  });
 }
 
 // Where a product's pairs stand for a block, from row n on, which is even.

@@ -84,7 +84,8 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const Images du = result(wanted.factor, dy, Acc{}, "the gradient of u");
 
   const int64_t hidden = two ? first.N : 0, inner = last.K;
-  const bool rounded = in_bfloat16(x, dy), paired = rounded && first.pairs() && last.pairs();
+  const bool rounded = in_bfloat16(x, dy);
+  const bool paired = rounded && run.rounds && first.pairs() && last.pairs();
   // The gradient of a scale is made of numbers as they are before they are scaled.
   const bool scaled = mix.scale.at(0) != nullptr, inner_paired = paired && !scaled;
   const bool in_paired = two ? paired : inner_paired;

@@ -120,6 +120,8 @@ SHIFTMLP_INLINE void with_known(const Transfer<Acc>& t, const F& f) {
     f(Transfer<Acc>{t.memory, t.rows, t.columns, t.turned, {}, t.scale, {}, t.residual});
   } else if (t.factor.data == nullptr && t.scale == nullptr) {
     f(Transfer<Acc>{t.memory, t.rows, t.columns, t.turned, norm, nullptr, {}, t.residual});
+  } else if (!normed && t.scale == nullptr) {
+    f(Transfer<Acc>{t.memory, t.rows, t.columns, t.turned, {}, nullptr, t.factor, t.residual});
   } else {
     f(Transfer<Acc>{t});
   }
