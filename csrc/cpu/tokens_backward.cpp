@@ -86,13 +86,13 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
   const int64_t hidden = two ? first.N : 0, inner = last.K;
   const bool rounded = in_bfloat16(x, dy);
   const bool paired = rounded && run.rounds && first.pairs() && last.pairs();
-  // The gradient of a scale is made of numbers as they are before they are scaled.
-  const bool scaled = mix.scale.at(0) != nullptr, inner_paired = paired && !scaled;
-  const bool in_paired = two ? paired : inner_paired;
+  // Beside a scale the tiles of the last layer are not, as its gradient is made of them.
+  const bool scaled = mix.scale.at(0) != nullptr, all_paired = paired && !scaled;
+  const bool in_paired = two ? paired : all_paired;
   const int64_t in_rows = tile_rows<Acc>(first.K, in_paired);
-  const int64_t hidden_rows = tile_rows<Acc>(hidden, inner_paired);
+  const int64_t hidden_rows = tile_rows<Acc>(hidden, all_paired);
   const int64_t dinner_rows = two ? hidden_rows : inner;
-  const int64_t dout_rows = tile_rows<Acc>(last.N, inner_paired);
+  const int64_t dout_rows = tile_rows<Acc>(last.N, all_paired);
   const int64_t turned_rows = ceil_div(std::max(first.K, last.N), run.lanes) * run.lanes;
   const int64_t rows = in_rows + hidden + hidden_rows + dinner_rows + dout_rows + turned_rows;
   // What is not at hand in a product may lie farther away.
@@ -133,7 +133,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
       Acc *dout = scratch.take(dout_rows * lanes), *dinner = scratch.take(dinner_rows * lanes);
       Acc* const turned = scratch.take(turned_rows * lanes);
       const auto tile_of = [&](const Acc* tile) {
-        return Operand{tile, kDType<Acc>, run.lanes, 1, run.lanes, 0, inner_paired};
+        return Operand{tile, kDType<Acc>, run.lanes, 1, run.lanes, 0, all_paired};
       };
       // Adds left * turned, sums over the lanes, to the gradient of a weight.
       const auto add_product = [&](const Acc* left, int64_t N, int64_t K, Acc* gradient) {
@@ -148,25 +148,25 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
       run.pack(from_x, in);
       const Acc* before_last = in;
       if (two) {
-        Product<Acc> inside = first.product(in, count, panel, {paired, inner_paired});
+        Product<Acc> inside = first.product(in, count, panel, {paired, all_paired});
         inside.out = activated, inside.slopes = slopes, inside.rounded = paired;
         run.multiply(inside);
         before_last = activated;
       }
       const Rows dy_rows = dy.at(image, 0, c);
       const Rows factor = mix.factor.data ? mix.factor.at(image, 0, c) : Rows{};
-      Transfer<Acc> from_dy{dy_rows, dy.rows, count, false, {}, nullptr, factor, {}, inner_paired};
+      Transfer<Acc> from_dy{dy_rows, dy.rows, count, false, {}, nullptr, factor, {}, all_paired};
       run.pack(from_dy, dout);
       if (du.data) {
         const Transfer<Acc> to{du.at(image, 0, c), dy.rows, count, false, {}, nullptr, dy_rows, {}};
-        last.apply(before_last, count, to, panel, {inner_paired, false});
+        last.apply(before_last, count, to, panel, {all_paired, false});
       }
       Transfer<Acc> to_dx{
           dx.data ? dx.at(image, 0, c) : Rows{}, x.rows, count, false, {}, nullptr, {}, {}};
       if (!two) to_dx.scale = mix.scale.at(c);
       if (into_last) {
         Product<Acc> back =
-            last.backward(dout, count, panel, last_turned, {inner_paired, two && inner_paired});
+            last.backward(dout, count, panel, last_turned, {all_paired, two && all_paired});
         back.out = dinner, back.to = direct ? &to_dx : nullptr;
         if (two && !scaled) {
           back.activation = first.activation, back.slopes = slopes, back.backward = true;
@@ -183,7 +183,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
       }
       if (Acc* const to = sum(db); to != nullptr) {
         if (scaled) run.scale_lanes(dout, last.N, blocks, mix.scale.at(c));
-        run.sum_lanes(dout, last.N, count, inner_paired, to);
+        run.sum_lanes(dout, last.N, count, all_paired, to);
       }
       if (Acc* const to = sum(dw); to != nullptr) {
         from_dy.turned = true, from_dy.scale = mix.scale.at(c), from_dy.paired = paired;
@@ -191,12 +191,10 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
         add_product(before_last, inner, last.N, to);
       }
       if (!into_hidden) continue;
-      if (scaled && (two || affine)) {
-        run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
-        if (two)
-          run.activate_backward(first.activation, slopes, hidden * blocks * run.lanes, dinner);
-      }
-      if (Acc* const to = sum(db1)) run.sum_lanes(dinner, hidden, count, inner_paired, to);
+      const int64_t size = inner * blocks * run.lanes;
+      if (scaled && (two || affine)) run.scale_lanes(dinner, inner, blocks, mix.scale.at(c));
+      if (scaled && two) run.activate_backward(first.activation, slopes, size, dinner);
+      if (Acc* const to = sum(db1)) run.sum_lanes(dinner, hidden, count, all_paired, to);
       if (Acc* const to = sum(dw1)) {
         from_x.turned = true, from_x.paired = paired;
         run.pack(from_x, turned);
@@ -204,8 +202,7 @@ void mix_backward(const Mixture<Acc>& mix, bool affine, const Wanted& wanted) {
       }
       if (!to_input) continue;
       if (two) {
-        Product<Acc> back =
-            first.backward(dinner, count, panel, first_turned, {inner_paired, false});
+        Product<Acc> back = first.backward(dinner, count, panel, first_turned, {all_paired, false});
         back.out = turned, back.to = affine ? nullptr : &to_dx;
         run.multiply(back);
       }
