@@ -29,11 +29,11 @@ def token_gate_arguments():
     return make(B, S, C), make(B, S, C), *norm, make(S, S) / S**0.5, make(S)
 
 
-def token_linear_arguments():
+def token_linear_arguments(norm="affine", S=1100):
     """Of so many weights that their sum costs more than a part's."""
     make = randn(torch.float32)
-    B, S, C = 4, 1100, 70
-    norm = "affine", make(C), make(C), 0.0
+    B, C = 4, 70
+    norm = norm, make(C), make(C), 1e-6
     return make(B, S, C), *norm, make(S, S) / S**0.5, make(S), make(C)
 
 
@@ -51,6 +51,7 @@ def shift_linear_arguments():
 
 MANY_TASKS = {
     "token_linear": token_linear_arguments,
+    "token_linear, layer_norm": lambda: token_linear_arguments("layer_norm", 196),
     "token_mlp": token_mlp_arguments,
     "token_mlp, not scaled": lambda: token_mlp_arguments(False),
     "token_gate": token_gate_arguments,
@@ -201,6 +202,20 @@ def test_special_values_stay_in_the_gradients_of_their_channel(name, value):
     for gradient, other in zip(gradients, clean, strict=True):
         testing.assert_same_bits(gradient[..., others], other[..., others])
     assert not gradients[-1][68].isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_lanes_beyond_the_channels_reach_no_gradient(dtype):
+    """There the hidden is infinite as well, and times dy, which is zero there, would be NaN."""
+    op = OPS["token_mlp"].backward
+    given = convert(token_integers("token_mlp"), lambda t: t.to(dtype))
+    given[0], given[7][2], given[-1] = given[0].abs() + 1, float("inf"), None
+    needs = [name == "w2" for name in OPS["token_mlp"].asked]
+    (ours,), (exact,) = (
+        op(*args, needs, backend)
+        for args, backend in ((given, "cpu"), (convert(given, torch.Tensor.double), "reference"))
+    )
+    assert exact[:, 2].isposinf().all() and torch.equal(ours, exact.to(ours.dtype))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -235,13 +235,13 @@ inline void finish_sums(const Product<float>& product, int64_t n, int64_t rows, 
   if (product.activation == Activation::kNone) {
     finish([&](Floats x, int64_t) __attribute__((always_inline)) { return x; });
   } else if (product.activation == Activation::kGelu && !backward && (!keeps || product.rounded)) {
-    const Table part(pieces().part);
+    const Table normal(pieces().normal);
     const Table slope_at(pieces().slope);
     const auto gelu = [&](bool with_slopes) __attribute__((always_inline)) {
       finish([&](Floats x, int64_t i) __attribute__((always_inline)) {
         const Place at = place_of(x);
         if (with_slopes) store(slopes + i, coarse_slope(x, at, slope_at));
-        return coarse_gelu(x, at, part);
+        return coarse_gelu(x, at, normal);
       });
     };
     keeps ? gelu(true) : gelu(false);
@@ -335,6 +335,7 @@ inline void multiply_tiles(const Product<float>& product) {
   }
 }
 
+// sum_lanes of a tile that may be paired.
 inline void sum_either(const float* tile, int64_t rows, int64_t lanes, bool paired, float* sums) {
   constexpr int64_t L = kLanes<float>;
   if (!paired) return sum_lanes(tile, rows, lanes, false, sums);

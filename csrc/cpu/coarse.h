@@ -34,15 +34,15 @@ constexpr float kPiece = 0.3f;
 
 struct Pieces {
   static constexpr int kCount = 2 * kWidth<float>;
-  alignas(64) float part[3][kCount] = {}, slope[4][kCount] = {};
+  alignas(64) float normal[3][kCount] = {}, slope[4][kCount] = {};
 
   Pieces() {
-    const auto normal = [](double x) { return 0.5 * __builtin_erfc(x * -0.70710678118654752440); };
+    const auto value = [](double x) { return 0.5 * __builtin_erfc(x * -0.70710678118654752440); };
     const auto density = [](double x) {
       return 0.39894228040143267794 * __builtin_exp(-x * x / 2);
     };
-    fill(part, normal);
-    fill(slope, [&](double x) { return normal(x) + x * density(x); });
+    fill(normal, value);
+    fill(slope, [&](double x) { return value(x) + x * density(x); });
   }
 
  private:
@@ -106,10 +106,10 @@ struct Table {
   }
 };
 
-// x times the function. It errs by 4.8e-5 at most, as much as the rounding of results from 0.025
+// x times that function. It errs by 4.8e-5 at most, as much as the rounding of results from 0.025
 // on; below -4.35 it is 0.
-SHIFTMLP_INLINE Floats coarse_gelu(Floats x, Place at, const Table<3>& part) {
-  return x * part(at);
+SHIFTMLP_INLINE Floats coarse_gelu(Floats x, Place at, const Table<3>& normal) {
+  return x * normal(at);
 }
 
 // Its slope. It errs by 1.3e-4 at most.
