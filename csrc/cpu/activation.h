@@ -113,7 +113,7 @@ SHIFTMLP_INLINE V<Acc> slope(V<Acc> x, Activation activation) {
   }
 }
 
-// Calls f with the activation as a constant, so that a loop has no branch in it.
+// Calls f with the activation as a constant, so that a loop has no branch in it; not if it is None.
 template <class F>
 SHIFTMLP_INLINE void with_activation(Activation activation, const F& f) {
   switch (activation) {
@@ -128,15 +128,15 @@ SHIFTMLP_INLINE void with_activation(Activation activation, const F& f) {
   }
 }
 
+// x becomes activation(x).
 template <class Acc>
-void activate_all(Activation activation, const Acc* x, int64_t count, Acc* y) {
-  const auto run = [=](Activation a) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < count; i += kWidth<Acc>) store(y + i, activate<Acc>(load(x + i), a));
-  };
-  activation == Activation::kNone ? run(Activation::kNone) : with_activation(activation, run);
+void activate_all(Activation activation, Acc* x, int64_t count) {
+  with_activation(activation, [=](Activation a) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < count; i += kWidth<Acc>) store(x + i, activate<Acc>(load(x + i), a));
+  });
 }
 
-// x becomes activation(x), which has its slopes where it is not None.
+// The same, with its slopes.
 template <class Acc>
 void activate_and_slope(Activation activation, Acc* x, int64_t count, Acc* slopes) {
   with_activation(activation, [=](Activation a) __attribute__((always_inline)) {

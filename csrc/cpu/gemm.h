@@ -164,9 +164,8 @@ void put_rows(const Transfer<Acc>& given, int64_t n, int64_t rows, int64_t block
 template <class Acc>
 void activate_rows(const Product<Acc>& product, int64_t n, int64_t rows, int64_t block, Acc* sums) {
   const int64_t count = rows * kLanes<Acc>, from = (block * product.N + n) * kLanes<Acc>;
-  if (product.activation == Activation::kNone) return;
   if (product.slopes == nullptr) {
-    activate_all(product.activation, sums, count, sums);
+    activate_all(product.activation, sums, count);
   } else if (product.backward) {
     activate_backward(product.activation, product.slopes + from, count, sums);
   } else {
